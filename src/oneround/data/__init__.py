@@ -1,0 +1,22 @@
+"""Images in: whatever a hospital has, as labeled images of the size the study says.
+
+:func:`read_splits` reads MedMNIST files, class folders and CSV lists; the partition functions
+divide a data set among the sites of a simulation.
+"""
+
+from oneround.data.image_set import ImageSet, Splits, batches, in_memory
+from oneround.data.partition import by_site, dirichlet, iid
+from oneround.data.reading import DataDescription, describe, read_splits
+
+__all__ = [
+    "DataDescription",
+    "ImageSet",
+    "Splits",
+    "batches",
+    "by_site",
+    "describe",
+    "dirichlet",
+    "iid",
+    "in_memory",
+    "read_splits",
+]

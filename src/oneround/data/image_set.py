@@ -1,0 +1,113 @@
+"""Labeled images in memory: what every reader returns and everything else takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from oneround.errors import OneRoundError
+
+
+@dataclass(frozen=True)
+class ImageSet(Dataset[tuple[torch.Tensor, int]]):
+    """Images of one size with one label each.
+
+    Attributes:
+        images: (N, C, H, W), ``uint8`` in [0, 255] (as most files are) or ``float32`` in [0, 1].
+        labels: (N,) ``int64``, indices into ``classes``.
+        classes: class names in the order of the study.
+        sites: the site of every image where the source says so (CSV with a site column).
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    sites: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype not in (torch.uint8, torch.float32):
+            raise ValueError("images must be (N, C, H, W), uint8 or float32")
+        if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
+            raise ValueError("labels must be (N,) int64, one for each image")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
+            self.classes
+        ):
+            raise ValueError("labels must be indices into classes")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """One image as pixels in [0, 1], (C, H, W), and its label."""
+        return self.pixels(torch.tensor([index]))[0], int(self.labels[index])
+
+    def pixels(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Images as ``float32`` in [0, 1], (B, C, H, W)."""
+        images = self.images[indices]
+        return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+    def subset(self, indices: torch.Tensor) -> ImageSet:
+        """The images at ``indices``, in that order."""
+        sites = None if self.sites is None else tuple(self.sites[i] for i in indices.tolist())
+        return ImageSet(self.images[indices], self.labels[indices], self.classes, sites)
+
+    def class_counts(self) -> torch.Tensor:
+        """Number of images of each class, (classes,) ``int64``."""
+        return torch.bincount(self.labels, minlength=len(self.classes))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One data set, as its source divides it.
+
+    Attributes:
+        train: what a site trains on.
+        val: the site's own validation split; ``None``: cut one from ``train``.
+        test: held-out images; used only to report.
+        skipped: one line for every file that could not be read: path and reason.
+    """
+
+    train: ImageSet
+    val: ImageSet | None = None
+    test: ImageSet | None = None
+    skipped: tuple[str, ...] = ()
+
+
+def in_memory(data: Dataset[tuple[torch.Tensor, int]], classes: Sequence[str]) -> ImageSet:
+    """Any map-style data set of ``(pixels, label)`` as an :class:`ImageSet`.
+
+    Args:
+        data: yields pixels in [0, 1], (C, H, W), and an integer label.
+        classes: class names in order.
+
+    Raises:
+        OneRoundError: the data set is empty or its pixels leave [0, 1].
+    """
+    if isinstance(data, ImageSet):
+        return data
+    items = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
+    if not items:
+        raise OneRoundError("the data set is empty.", remedy="Give at least one image.")
+    images = torch.stack([torch.as_tensor(pixels, dtype=torch.float32) for pixels, _ in items])
+    if images.min() < 0 or images.max() > 1:
+        raise OneRoundError(
+            f"pixels range from {images.min():.3g} to {images.max():.3g}.",
+            remedy="Scale them to [0, 1]; the study's normalization is applied later.",
+        )
+    return ImageSet(images, torch.tensor([int(label) for _, label in items]), tuple(classes))
+
+
+def batches(count: int, size: int, generator: torch.Generator | None = None) -> Iterator[torch.Tensor]:
+    """Indices of one pass over ``count`` items in batches of ``size``.
+
+    With a generator the order is shuffled, and a last batch of one image, which BatchNorm
+    cannot train on, is dropped unless it is the only one.
+    """
+    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    for batch in order.split(size):
+        if generator is not None and len(batch) == 1 and count > 1:
+            continue
+        yield batch

@@ -1,0 +1,165 @@
+"""One image file, PNG, JPEG, TIFF, BMP or DICOM, as pixels of the size the study says."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import PydicomReader
+from PIL import Image, ImageOps
+
+from oneround.errors import OneRoundError
+from oneround.study import ImageSpec
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
+SUPPORTED = "Supported are PNG, JPEG, TIFF, BMP and DICOM images with one frame."
+
+
+def read_image(path: str | os.PathLike[str], image: ImageSpec) -> torch.Tensor:
+    """Pixels of one image file, (C, H, W) = ``image.shape``, ``float32`` in [0, 1].
+
+    Equal to what :func:`oneround.data.read_splits` reads from the same file.
+
+    Raises:
+        OneRoundError: the file is missing, empty, corrupt or not a supported image.
+    """
+    pixels = fit(read_original(path)[None], image)[0]
+    return pixels.float().div(255) if pixels.dtype == torch.uint8 else pixels
+
+
+def read_original(path: str | os.PathLike[str]) -> torch.Tensor:
+    """One image file in its own size, (1 or 3, H, W).
+
+    ``uint8`` in [0, 255] if the file has 8 bits per channel; ``float32`` in [0, 1] if it has
+    more: 16-bit values are divided by 65535, gray DICOM values go through their window, or from
+    minimum to maximum where the file has none. Transparency is dropped, palettes are resolved,
+    and the EXIF orientation is applied.
+
+    Raises:
+        OneRoundError: the file is missing, empty, corrupt or not a supported image.
+    """
+    try:
+        with open(path, "rb") as file:
+            is_dicom = file.read(132)[128:] == b"DICM"
+        pixels = _read_dicom(path) if is_dicom else _read_picture(path)
+    except OneRoundError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise OneRoundError(_reason(path, error), file=path, remedy=SUPPORTED) from error
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def fit(images: torch.Tensor, image: ImageSpec) -> torch.Tensor:
+    """Convert (N, 1 or 3, H, W) to the channels and size of ``image``, dtype unchanged.
+
+    Color becomes gray by luma. Resizing is bilinear with antialiasing and changes the aspect
+    ratio where it differs, as in MedMNIST: nothing is cropped or padded.
+    """
+    if images.shape[1:] == image.shape:
+        return images
+    pixels = images.float()
+    if pixels.shape[1] > image.channels:
+        pixels = (pixels * torch.tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
+    if pixels.shape[2:] != image.shape[1:]:
+        pixels = torch.nn.functional.interpolate(
+            pixels, size=image.shape[1:], mode="bilinear", antialias=True
+        )
+    pixels = pixels.expand(-1, image.channels, -1, -1)
+    if images.dtype == torch.uint8:
+        return pixels.round().clamp(0, 255).to(torch.uint8)
+    return pixels.clamp(0, 1)
+
+
+def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+    """One sentence for an exception of the system or of a decoder."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file."
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "the file is empty."
+    cause = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return f"cannot be read as an image: {cause or type(error).__name__}."
+
+
+def _read_picture(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """(H, W, 1 or 3), ``uint8`` or ``float32`` in [0, 1]."""
+    with Image.open(path, formats=FORMATS) as source:
+        if source.format != "MPO" and getattr(source, "n_frames", 1) > 1:
+            raise ValueError("it has several frames")
+        picture = ImageOps.exif_transpose(source)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _from_16_bit(np.asarray(picture))[..., None]
+    if picture.mode in ("1", "L", "LA", "La"):
+        return np.asarray(picture.convert("L"))[..., None]
+    if picture.mode == "P":
+        picture = picture.convert("RGBA")  # resolves palettes with and without transparency
+    return np.asarray(picture.convert("RGB"))
+
+
+def _from_16_bit(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Unsigned 16-bit values, which Pillow may hand over as 32-bit ones, in [0, 1]."""
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("its values are not unsigned 8- or 16-bit integers")
+    return values.astype(np.float32) / 65535
+
+
+def _read_dicom(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """(H, W, 1 or 3), ``uint8`` or ``float32`` in [0, 1].
+
+    MONAI's reader opens the file; of the pixels it would apply the linear rescale only, so
+    lookup tables and windows are left to pydicom and to :func:`_window`.
+    """
+    try:
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    except ImportError as error:
+        raise OneRoundError(
+            "is a DICOM file, and pydicom is not installed.",
+            file=path,
+            remedy="Install it with `pip install 'oneround[dicom]'`.",
+        ) from error
+    dataset = PydicomReader().read(os.fspath(path))
+    _refuse_unsupported(dataset)
+    if dataset.SamplesPerPixel == 3:
+        colors: npt.NDArray[Any] = dataset.pixel_array
+        return colors if colors.dtype == np.uint8 else _from_16_bit(colors)
+    values = apply_modality_lut(dataset.pixel_array, dataset)
+    if dataset.get("VOILUTSequence"):
+        bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
+        pixels = apply_voi_lut(np.rint(values).astype(np.int64), dataset) / (2**bits - 1)
+    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        pixels = _window(values.astype(np.float64), dataset)
+    else:
+        low, high = float(values.min()), float(values.max())
+        pixels = (values - low) / max(high - low, 1e-12)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        pixels = 1 - pixels
+    return pixels.astype(np.float32)[..., None]
+
+
+def _refuse_unsupported(dataset: Any) -> None:
+    """Several frames, palettes, and images too large to be one, before they are decoded."""
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise ValueError("it has several frames")
+    kind = dataset.PhotometricInterpretation
+    if kind not in ("MONOCHROME1", "MONOCHROME2", "RGB") and not kind.startswith("YBR"):
+        raise ValueError(f"photometric interpretation {kind} is not supported")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and dataset.Rows * dataset.Columns > 2 * limit:
+        raise ValueError(f"{dataset.Rows} x {dataset.Columns} pixels are more than {2 * limit}")
+
+
+def _window(values: npt.NDArray[np.float64], dataset: Any) -> npt.NDArray[np.float64]:
+    """The first window of a DICOM file, to [0, 1]; DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3."""
+    center, width = (
+        float(np.atleast_1d(dataset[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
+    )
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - center) / width))
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    width = max(width, 1e-12)  # a window of width 1 is a threshold
+    return np.clip((values - center) / width + 0.5, 0, 1)

@@ -1,0 +1,133 @@
+"""Which image files there are, with label, split and site: class folders and CSV lists."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from oneround.errors import OneRoundError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """One image file and what its source says about it."""
+
+    path: Path
+    label: str
+    split: str = "train"
+    site: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files and the sorted class names that their source knows."""
+
+    files: tuple[ListedFile, ...]
+    classes: tuple[str, ...]
+
+
+def list_folder(root: Path) -> Listing:
+    """A folder per class, ``ROOT/NORMAL/…``, or per split and class, ``ROOT/train/NORMAL/…``.
+
+    Splits are the folders ``train``, ``val`` and ``test``. Every file in a class folder and the
+    folders below it counts as an image; names that begin with ``.`` or ``__`` are passed over.
+
+    Raises:
+        OneRoundError: there is no class folder, no file in them, or a folder beside the splits.
+    """
+    folders = _folders(root)
+    splits = [folder for folder in folders if folder.name in SPLITS]
+    if splits and len(splits) < len(folders):
+        others = ", ".join(folder.name for folder in folders if folder.name not in SPLITS)
+        raise OneRoundError(
+            f"there are folders beside the splits: {others}.",
+            file=root,
+            remedy="Name the splits train, val and test, and move other folders away.",
+        )
+    groups = [(folder.name, folder) for folder in splits] or [("train", root)]
+    classes = [(split, folder) for split, parent in groups for folder in _folders(parent)]
+    files = tuple(
+        ListedFile(path, folder.name, split) for split, folder in classes for path in _files(folder)
+    )
+    if not files:
+        raise OneRoundError(
+            "there is no class folder with images.",
+            file=root,
+            remedy="Put the images into one folder per class, such as NORMAL and PNEUMONIA.",
+        )
+    return Listing(files, tuple(sorted({folder.name for _, folder in classes})))
+
+
+def list_csv(file: Path) -> Listing:
+    """A CSV file with columns ``path``, ``label`` and, if wanted, ``split`` and ``site``.
+
+    Paths are relative to the folder of the CSV file; a split is train, val or test.
+
+    Raises:
+        OneRoundError: a column is missing, a cell is empty, a split is unknown, or a path is
+            listed twice; the line is named.
+    """
+    lines: dict[Path, int] = {}
+    files = []
+    for line, row in _csv_rows(file):
+        listed = _listed_file(file, line, row)
+        first = lines.setdefault(listed.path, line)
+        if first != line:
+            raise OneRoundError(
+                f"{row['path']} is listed twice, in lines {first} and {line}.",
+                file=file,
+                remedy="List every image once, so that no image is in two splits.",
+            )
+        files.append(listed)
+    if not files:
+        raise OneRoundError("lists no image.", file=file, remedy="Add a line for every image.")
+    return Listing(tuple(files), tuple(sorted({listed.label for listed in files})))
+
+
+def _csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line numbers and rows with stripped cells."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restkey="", restval="")
+            columns = list(reader.fieldnames or [])
+            rows = [
+                (reader.line_num, {name: row[name].strip() for name in columns}) for row in reader
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise OneRoundError(
+            f"cannot be read as CSV: {error}.", file=file, remedy="Save it as CSV in UTF-8."
+        ) from error
+    if not {"path", "label"} <= set(columns):
+        raise OneRoundError(
+            f"has the columns {', '.join(columns) or '(none)'}; path and label are needed.",
+            file=file,
+            remedy="Name the columns in the first line, separated by commas.",
+        )
+    return rows
+
+
+def _listed_file(file: Path, line: int, row: dict[str, str]) -> ListedFile:
+    for name in ("path", "label", "split", "site"):
+        if row.get(name) == "":
+            raise OneRoundError(
+                f"line {line} has no {name}.", file=file, remedy="Fill it in, or drop the line."
+            )
+    split = row.get("split", "train")
+    if split not in SPLITS:
+        raise OneRoundError(
+            f"line {line} has the split {split!r}.", file=file, remedy="Use train, val or test."
+        )
+    path = Path(os.path.normpath(file.parent / row["path"]))
+    return ListedFile(path, row["label"], split, row.get("site"))
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))

@@ -1,0 +1,152 @@
+"""Divide one data set among the sites of a simulation.
+
+A partition is a table of *shares*, (classes, sites): which part of each class a site has. One
+table divides the training and the validation images alike, so that a site's validation split
+has the class mix of its training split:
+
+>>> generator = torch.Generator().manual_seed(0)
+>>> labels, val_labels = torch.arange(400) % 4, torch.arange(80) % 4
+>>> shares = dirichlet_shares(torch.bincount(labels), 3, 0.6, generator)
+>>> train_parts = split_by_shares(labels, shares, generator)
+>>> val_parts = split_by_shares(val_labels, shares, generator)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from oneround.errors import OneRoundError
+
+TRIES = 1000
+
+
+def iid(labels: torch.Tensor, sites: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Sites of equal size and equal class mix, up to rounding.
+
+    Args:
+        labels: (N,) ``int64``.
+        sites: number of sites.
+        generator: decides which image goes where.
+
+    Returns:
+        Sorted indices of each site's images; every image is at exactly one site.
+
+    Raises:
+        OneRoundError: ``sites`` is less than one.
+    """
+    shares = equal_shares(len(torch.bincount(labels)), sites)
+    return split_by_shares(labels, shares, generator)
+
+
+def dirichlet(
+    labels: torch.Tensor, sites: int, beta: float, generator: torch.Generator, minimum: int = 10
+) -> list[torch.Tensor]:
+    """Sites with different class mixes; see :func:`dirichlet_shares`, and :func:`iid` for the rest.
+
+    Raises:
+        OneRoundError: as :func:`dirichlet_shares`.
+    """
+    shares = dirichlet_shares(torch.bincount(labels), sites, beta, generator, minimum)
+    return split_by_shares(labels, shares, generator)
+
+
+def by_site(names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Indices of each site's images, from the site name of every image; sites sorted by name."""
+    return {
+        site: torch.tensor([i for i, name in enumerate(names) if name == site])
+        for site in sorted(set(names))
+    }
+
+
+def equal_shares(classes: int, sites: int) -> torch.Tensor:
+    """Every site has the same share of every class, (classes, sites) ``float64``.
+
+    Raises:
+        OneRoundError: ``sites`` is less than one.
+    """
+    _check_sites(sites)
+    return torch.full((classes, sites), 1 / sites, dtype=torch.float64)
+
+
+def dirichlet_shares(
+    counts: torch.Tensor, sites: int, beta: float, generator: torch.Generator, minimum: int = 10
+) -> torch.Tensor:
+    """Shares of each class over the sites, drawn from Dir(β·1), (classes, sites) ``float64``.
+
+    The smaller β, the more the sites differ. As in Yurochkin et al., "Bayesian nonparametric
+    federated learning of neural networks", ICML 2019, section 4; Hsu et al., arXiv:1909.06335,
+    2019, draw the classes of each site instead. The whole table is drawn anew until every site
+    has ``minimum`` images.
+
+    Args:
+        counts: (classes,) number of images of each class.
+        sites: number of sites.
+        beta: β > 0.
+        generator: source of randomness.
+        minimum: smallest number of images that a site may have.
+
+    Raises:
+        OneRoundError: ``sites`` or ``beta`` is not positive, or no table with enough images at
+            every site was found.
+    """
+    _check_sites(sites)
+    if not beta > 0:
+        raise OneRoundError(
+            f"beta is {beta}.", remedy="Give a positive number, such as 0.6; small: sites differ."
+        )
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    numpy_generator = np.random.default_rng(seed)
+    for _ in range(TRIES):
+        drawn = numpy_generator.dirichlet([beta] * sites, size=len(counts))
+        shares = torch.from_numpy(drawn)
+        if int(_site_counts(counts, shares).sum(0).min()) >= minimum:
+            return shares
+    raise OneRoundError(
+        f"in {TRIES} draws with beta {beta}, never did all {sites} sites get {minimum} images.",
+        remedy="Use a larger beta, fewer sites or more images.",
+    )
+
+
+def split_by_shares(
+    labels: torch.Tensor, shares: torch.Tensor, generator: torch.Generator
+) -> list[torch.Tensor]:
+    """Divide images by a table of shares; which image goes where is random.
+
+    Args:
+        labels: (N,) ``int64``.
+        shares: (classes, sites), rows sum to one.
+        generator: source of randomness.
+
+    Returns:
+        Sorted indices of each site's images; every image is at exactly one site. A site may
+        have none.
+    """
+    counts = _site_counts(torch.bincount(labels, minlength=len(shares)), shares)
+    site_of = torch.empty_like(labels)
+    for label, sizes in enumerate(counts):
+        indices = torch.nonzero(labels == label).flatten()
+        shuffled = indices[torch.randperm(len(indices), generator=generator)]
+        site_of[shuffled] = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    return [torch.nonzero(site_of == site).flatten() for site in range(shares.shape[1])]
+
+
+def class_count_table(
+    parts: Sequence[torch.Tensor], labels: torch.Tensor, classes: int
+) -> torch.Tensor:
+    """Number of images of each class at each site, (sites, classes) ``int64``."""
+    return torch.stack([torch.bincount(labels[part], minlength=classes) for part in parts])
+
+
+def _site_counts(counts: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """(classes, sites) whole numbers: cumulative shares of ``counts``, rounded, as differences."""
+    ends = (shares.cumsum(1) * counts[:, None]).round().long()
+    ends[:, -1] = counts
+    return ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))
+
+
+def _check_sites(sites: int) -> None:
+    if sites < 1:
+        raise OneRoundError(f"the number of sites is {sites}.", remedy="Give one or more.")

@@ -1,0 +1,51 @@
+"""What went wrong, in which file, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+class OneRoundError(Exception):
+    """An error that a user can act on.
+
+    Args:
+        reason: what is wrong, in one sentence.
+        file: the file or folder it is about, if any.
+        remedy: what to do about it, in one sentence.
+    """
+
+    def __init__(
+        self, reason: str, *, file: str | os.PathLike[str] | None = None, remedy: str = ""
+    ) -> None:
+        self.reason = reason
+        self.file = None if file is None else os.fspath(file)
+        self.remedy = remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = f"{self.file}: " if self.file else ""
+        remedy = f" Remedy: {self.remedy}" if self.remedy else ""
+        return f"{where}{self.reason}{remedy}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that a check found; checks return lists of these.
+
+    Attributes:
+        code: stable identifier, e.g. ``"weights-not-finite"``.
+        what: what was found.
+        why: why it matters.
+        remedy: what to do.
+        fatal: whether the thing checked must be refused (``False``: a warning).
+    """
+
+    code: str
+    what: str
+    why: str
+    remedy: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.what}. {self.why} Remedy: {self.remedy}"

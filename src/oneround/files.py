@@ -1,0 +1,95 @@
+"""Files that are whole or not there at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oneround.errors import OneRoundError
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write ``content`` so that ``path`` is never seen half written, even after a power cut.
+
+    Raises:
+        OneRoundError: the folder is missing, not writable or full; an older file stays as it was.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise OneRoundError(
+            f"cannot write: {error.strerror or error}.",
+            file=path,
+            remedy="Make room or choose another folder, then run the same command again.",
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_state(path: str | os.PathLike[str], state: dict[str, object]) -> None:
+    """Write tensors, numbers, strings, lists and dicts as one checkpoint, atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`save_state` wrote; nothing but plain data is ever unpickled.
+
+    Raises:
+        OneRoundError: the file is damaged or holds anything else.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise OneRoundError(
+            "the checkpoint is damaged.",
+            file=path,
+            remedy="Delete it and run the same command again; the work before it is kept.",
+        ) from error
+    return state
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OneRoundError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OneRoundError(
+            f"cannot be read as JSON: {error}.",
+            file=path,
+            remedy="Check the path, or make the file again with the command that wrote it.",
+        ) from error
+
+
+def write_json(path: str | os.PathLike[str], content: object) -> None:
+    """Write JSON that people can read, atomically; NaN is refused."""
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")

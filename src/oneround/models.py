@@ -1,0 +1,156 @@
+"""Networks by name. They come from MONAI; this file only names them and says what they need.
+
+A user's own ``torch.nn.Module`` joins with :func:`register`, or, from an installed package,
+with an entry point in the group ``oneround.architectures``. A submission names its
+architecture but can never import code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+
+import torch
+from monai.networks.nets import DenseNet, ResNet
+from torch import nn
+
+from oneround.errors import OneRoundError
+from oneround.study import ArchitectureSpec, ImageSpec
+
+Builder = Callable[..., nn.Module]
+"""``builder(channels, classes, **arguments)`` to a network from (B, C, H, W) to (B, classes)."""
+
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Make a network known by ``name``, at the sites and at the coordinator alike."""
+
+    def remember(builder: Builder) -> Builder:
+        _BUILDERS[name] = builder
+        return builder
+
+    return remember
+
+
+def _resnet(layers: list[int]) -> Builder:
+    def build(
+        channels: int, classes: int, *, width: int = 64, stem: str = "small", norm: str = "batch"
+    ) -> nn.Module:
+        """ResNet of basic blocks (He et al., CVPR 2016).
+
+        ``width``: channels of the first stage. ``stem``: ``small`` (3×3, stride 1, no pooling,
+        for images below about 64 pixels) or ``standard`` (7×7, stride 2, pooling).
+        ``norm``: ``batch`` or ``group`` (8 groups, or as many as the width allows).
+        """
+        small = {"small": True, "standard": False}[stem]
+        groups = {"num_groups": 8 if width % 8 == 0 else 1}
+        return ResNet(
+            "basic",
+            layers,
+            [width, 2 * width, 4 * width, 8 * width],
+            spatial_dims=2,
+            n_input_channels=channels,
+            conv1_t_size=3 if small else 7,
+            conv1_t_stride=1 if small else 2,
+            no_max_pool=small,
+            num_classes=classes,
+            norm={"batch": "batch", "group": ("group", groups)}[norm],
+        )
+
+    return build
+
+
+def _densenet(
+    channels: int,
+    classes: int,
+    *,
+    init_features: int = 32,
+    growth_rate: int = 12,
+    block_config: list[int] = [6, 12, 8],  # noqa: B006 (never changed)
+) -> nn.Module:
+    """DenseNet with BatchNorm (Huang et al., CVPR 2017); three short blocks by default."""
+    return DenseNet(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=classes,
+        init_features=init_features,
+        growth_rate=growth_rate,
+        block_config=tuple(block_config),
+    )
+
+
+_BUILDERS |= {
+    "resnet18": _resnet([2, 2, 2, 2]),
+    "resnet34": _resnet([3, 4, 6, 3]),
+    "densenet": _densenet,
+}
+
+
+def names() -> list[str]:
+    """Names that :func:`build` knows, those of installed packages included."""
+    return sorted({*_BUILDERS, *(point.name for point in _installed())})
+
+
+def build(architecture: ArchitectureSpec, image: ImageSpec, classes: int) -> nn.Module:
+    """A freshly initialized network; seed torch before, it draws from the global generator.
+
+    Raises:
+        OneRoundError: the name is unknown, or the arguments do not fit it.
+    """
+    for point in _installed():
+        if point.name == architecture.name and point.name not in _BUILDERS:
+            _BUILDERS[point.name] = point.load()
+    if architecture.name not in _BUILDERS:
+        raise OneRoundError(
+            f"unknown architecture {architecture.name!r}.",
+            remedy=f"Known are {', '.join(names())}; add your own with oneround.models.register.",
+        )
+    for key, value in architecture.arguments.items():
+        numbers = value if isinstance(value, list) else [value]
+        if len(numbers) > 16 or any(isinstance(n, int) and not 0 <= n <= 4096 for n in numbers):
+            raise OneRoundError(
+                f"architecture {architecture}: {key} is out of range.",
+                remedy="Use at most 16 numbers between 0 and 4096.",
+            )
+    try:
+        return _BUILDERS[architecture.name](image.channels, classes, **architecture.arguments)
+    except (TypeError, KeyError, ValueError) as error:
+        raise OneRoundError(
+            f"architecture {architecture}: {error}.",
+            remedy="Correct its arguments in the study; docs/reference lists them.",
+        ) from error
+
+
+def expected_tensors(
+    architecture: ArchitectureSpec, image: ImageSpec, classes: int
+) -> dict[str, torch.Tensor]:
+    """Name, shape and dtype of every tensor of the network, without allocating any."""
+    with torch.device("meta"):
+        return build(architecture, image, classes).state_dict()
+
+
+def batch_norms(model: nn.Module) -> Iterator[nn.Module]:
+    """The BatchNorm layers of ``model`` that keep running statistics, in order."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            yield module
+
+
+def require_batch_norm(model: nn.Module, site: str) -> None:
+    """Refuse a network whose training images left no statistics to invert.
+
+    Raises:
+        OneRoundError: ``model`` has no BatchNorm layer.
+    """
+    if next(batch_norms(model), None) is None:
+        raise OneRoundError(
+            f"the client model of {site} has no BatchNorm layer, so it keeps no statistics of "
+            "its training images and noise adaptation has nothing to update.",
+            remedy="Use an architecture with BatchNorm, or a method that does without: "
+            "`--method ensemble` or `--method fedavg`.",
+        )
+
+
+def _installed() -> list:  # type: ignore[type-arg]
+    return list(entry_points(group="oneround.architectures"))

@@ -1,0 +1,131 @@
+"""Line charts: here the geometry, in the template the SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+Points = Sequence[tuple[float, float]]
+Tick = tuple[float, str]
+"""Position in the drawing and its text."""
+
+_POINTS = 200  # of a line; more cannot be seen
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 8, 34  # margins of the drawing
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One drawing of ``width`` × ``height`` units.
+
+    Attributes:
+        lines: label and SVG path of every series.
+        frame: left, top, right and bottom of the plot.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: list[tuple[str, str]]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    width: float
+    height: float
+    frame: tuple[float, float, float, float]
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    x_label: str,
+    y_label: str = "",
+    height: float = 200,
+) -> Chart:
+    """``series`` as lines; the y axis is logarithmic when values span more than two decades."""
+    width = 320.0
+    left, top, right, bottom = _LEFT, _TOP, width - _RIGHT, height - _BOTTOM
+    values = [y for points in series.values() for _, y in points]
+    log = min(values) > 0 and max(values) / min(values) > 100
+    x_at, x_ticks = _axis([x for points in series.values() for x, _ in points], left, right)
+    y_at, y_ticks = _axis(values, bottom, top, log=log)
+    return Chart(
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        lines=[(label, _path(_thin(points), x_at, y_at)) for label, points in series.items()],
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        width=width,
+        height=height,
+        frame=(left, top, right, bottom),
+    )
+
+
+def phase_charts(phase: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """One chart for every number that a phase logged.
+
+    Args:
+        phase: rows of numbers, as one list, split by their ``shard`` if they have one, or as
+            one list for each site.
+    """
+    groups = phase if isinstance(phase, Mapping) else _by_shard(phase)
+    rows = [row for group in groups.values() for row in group]
+    x_key = next((key for key in ("epoch", "step") if any(key in row for row in rows)), "row")
+    names = dict.fromkeys(key for row in rows for key in row if key not in ("shard", x_key))
+    charts = []
+    for name in names:
+        series = {label: list(_points(group, x_key, name)) for label, group in groups.items()}
+        series = {label: points for label, points in series.items() if points}
+        if series:
+            charts.append(line_chart(name.replace("_", " "), series, x_label=x_key))
+    return charts
+
+
+def _by_shard(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(f"shard {row['shard']}" if "shard" in row else "", []).append(row)
+    return groups
+
+
+def _points(
+    rows: Sequence[Mapping[str, Any]], x_key: str, name: str
+) -> Iterator[tuple[float, float]]:
+    for index, row in enumerate(rows):
+        value = row.get(name)
+        if isinstance(value, int | float) and math.isfinite(value):
+            yield row.get(x_key, index), value
+
+
+def _axis(
+    values: Sequence[float], start: float, end: float, *, log: bool = False
+) -> tuple[Any, list[Tick]]:
+    """A function from values to positions between ``start`` and ``end``, and the ticks."""
+    if log:
+        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        marks = [float(m) for m in range(low, high + 1)]
+    else:
+        marks = [float(m) for m in MaxNLocator(4).tick_values(min(values), max(values))]
+    first, last = marks[0], marks[-1]
+
+    def at(value: float) -> float:
+        place = math.log10(value) if log else value
+        return round(start + (place - first) / (last - first) * (end - start), 1)
+
+    texts = [10**m if log else m for m in marks]
+    return at, [(at(text), f"{text:.6g}") for text in texts]
+
+
+def _thin(points: Points) -> Points:
+    """Every n-th point, and always the last."""
+    step = math.ceil(len(points) / _POINTS)
+    return points if step == 1 else [*points[:-1:step], points[-1]]
+
+
+def _path(points: Points, x_at: Any, y_at: Any) -> str:
+    """An SVG path; the empty last segment makes a single point visible."""
+    return "M" + "L".join(f"{x_at(x)} {y_at(y)}" for x, y in points) + "h0"

@@ -1,0 +1,115 @@
+"""From the files of a run to ``report.html``. Nothing is computed anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+
+from oneround.errors import OneRoundError
+from oneround.files import write_atomic
+from oneround.report import units
+from oneround.report.charts import Chart, line_chart, phase_charts
+from oneround.report.pictures import read_gallery
+from oneround.report.summary import rows, verdict
+
+
+def write_report(run: Path) -> Path:
+    """Write ``run/report.html``: one page without external links or scripts.
+
+    Reads ``results.json`` and, if they are there, ``curves.json`` and ``gallery.safetensors``;
+    a part that is missing in them is left out of the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OneRoundError: ``results.json`` is missing, or a file cannot be read.
+    """
+    results = _read_json(run / "results.json")
+    if not results:
+        raise OneRoundError(
+            "there are no results here.",
+            file=run / "results.json",
+            remedy="Give the RUN folder of `oneround simulate` or `oneround distill`.",
+        )
+    study = results.get("study") or {}
+    curves = _read_json(run / "curves.json")
+    models = rows(results)
+    page = _environment().get_template("page.html.j2").render(
+        results=results,
+        study=study,
+        models=models,
+        verdict=verdict(models),
+        roc=_roc_chart(models[0].metrics) if models else None,
+        curves={name: phase_charts(phase) for name, phase in curves.items() if phase},
+        gallery=read_gallery(run / "gallery.safetensors", study.get("classes") or []),
+        options=_flat(results.get("options") or {}),
+    )
+    path = run / "report.html"
+    write_atomic(path, page.encode())
+    return path
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": units.percent,
+        "decimal": units.decimal,
+        "si": units.si,
+        "duration": units.duration,
+    }
+    return environment
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``; empty when there is no such file."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise OneRoundError(
+            f"cannot read it: {error}.",
+            file=path,
+            remedy="Run the same command again with --resume, which writes it anew.",
+        ) from error
+    if not isinstance(content, dict):
+        raise OneRoundError(
+            "this is not a JSON object.",
+            file=path,
+            remedy="Run the same command again with --resume, which writes it anew.",
+        )
+    return content
+
+
+def _roc_chart(metrics: Mapping[str, Any]) -> Chart | None:
+    if not metrics.get("roc"):
+        return None
+    return line_chart(
+        "ROC, each class against the rest",
+        metrics["roc"],
+        x_label="false positive rate",
+        y_label="true positive rate",
+        height=320,
+    )
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as ``a.b.c: value``."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,95 @@
+"""The models of a run side by side, and what that comes to in one paragraph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oneround.report.units import percent
+
+_COMBINED = {
+    "global": "Global model",
+    "ensemble": "Ensemble",
+    "fedavg": "One-shot FedAvg",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its name, its kind (a key of ``models``), its metrics, the bytes it took."""
+
+    name: str
+    kind: str
+    metrics: Mapping[str, Any]
+    bytes_sent: int | None
+
+
+def rows(results: Mapping[str, Any]) -> list[Row]:
+    """Every model that was measured: global, ensemble, FedAvg, then the sites."""
+    models = results.get("models") or {}
+    in_all = (results.get("cost") or {}).get("bytes_sent")
+    sent = {s["site"]: s.get("bytes") for s in results.get("submissions") or []}
+    combined = [
+        Row(name, kind, models[kind], in_all)
+        for kind, name in _COMBINED.items()
+        if models.get(kind)
+    ]
+    sites = [
+        Row(site["site"], "sites", site, sent.get(site["site"])) for site in models.get("sites", [])
+    ]
+    return combined + sites
+
+
+def verdict(models: Sequence[Row]) -> str:
+    """The first model against the best site and all other combined ones, for better or worse."""
+    if not models:
+        return (
+            "The global model was made without a single image, so its accuracy is not known "
+            "here. Evaluation happens at the sites, and only metrics come back."
+        )
+    first, *rest = models
+    sites = [row for row in rest if row.kind == "sites"]
+    best = sorted(sites, key=lambda row: row.metrics["accuracy"])[-1:]
+    others = best + [row for row in rest if row.kind != "sites"]
+    sentence = (
+        f"{_subject(first)} reaches {percent(first.metrics['accuracy'])} accuracy "
+        f"on {first.metrics['images']:,} images"
+    )
+    if others:
+        sentence += ": " + _list([_comparison(first, other) for other in others])
+    level = [_object(other) for other in others if _overlap(first, other)]
+    if level:
+        sentence += f". Its 95 % interval overlaps with that of {_list(level)}"
+    return sentence + "."
+
+
+def _comparison(model: Row, other: Row) -> str:
+    difference = 100 * (model.metrics["accuracy"] - other.metrics["accuracy"])
+    size = f"{abs(difference):.1f}"
+    words = f"{size} points {'above' if difference > 0 else 'below'}"
+    if size == "0.0":
+        words = "level with"
+    return f"{words} {_object(other)} ({percent(other.metrics['accuracy'])})"
+
+
+def _overlap(model: Row, other: Row) -> bool:
+    intervals = [row.metrics.get("intervals", {}).get("accuracy") for row in (model, other)]
+    if None in intervals:
+        return False
+    (low, high), (other_low, other_high) = intervals
+    return bool(low <= other_high and other_low <= high)
+
+
+def _subject(row: Row) -> str:
+    return row.name if row.kind in ("sites", "fedavg") else f"The {row.name.lower()}"
+
+
+def _object(row: Row) -> str:
+    if row.kind == "sites":
+        return f"the best site alone, {row.name}"
+    return "one-shot FedAvg" if row.kind == "fedavg" else f"the {row.name.lower()}"
+
+
+def _list(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

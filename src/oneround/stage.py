@@ -1,0 +1,81 @@
+"""A stage of a run: where it keeps its finished pieces, its seed, device and progress.
+
+Every long function of the package (training, synthesis, adaptation, distillation) takes one.
+What a stage has finished lies in its folder; calling the function again with the same inputs
+reads that and goes on, and ends bit-equal to a run that was never interrupted. Randomness
+comes from ``stage.generator(piece)``, which depends on the seed and the piece alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from oneround.cost import Cost, Meter
+
+Progress = Callable[[str, int, int, str], None]
+"""``progress(stage, done, total, note)``, called often."""
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    """Show no progress."""
+
+
+def cpu() -> Fabric:
+    """The default device: this process, on the CPU, in single precision."""
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed in [0, 2⁶³) that depends on all ``parts``; equal on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: what it is called in results and progress, e.g. ``"synthesis"``.
+        seed: of all randomness of this stage.
+        folder: where finished pieces are kept; ``None``: nowhere, and nothing can be resumed.
+        fabric: device, precision and processes.
+        progress: told about every step.
+        cost: what the stage has cost, interruptions left out.
+        curve: its log: one dict of numbers for each logged step.
+    """
+
+    name: str
+    seed: int = 0
+    folder: Path | None = None
+    fabric: Fabric = field(default_factory=cpu)
+    progress: Progress = silent
+    cost: Cost = field(default_factory=Cost)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def generator(self, *piece: object) -> torch.Generator:
+        """A CPU generator for one piece of this stage."""
+        return torch.Generator().manual_seed(derived_seed(self.seed, self.name, *piece))
+
+    def meter(self) -> Meter:
+        """A meter that goes on from the cost so far."""
+        return Meter(self.cost)
+
+    def file(self, name: str) -> Path | None:
+        """Where a piece called ``name`` is kept."""
+        return None if self.folder is None else self.folder / name
+
+    def tell(self, done: int, total: int, note: str = "") -> None:
+        """Report progress."""
+        self.progress(self.name, done, total, note)

@@ -1,0 +1,214 @@
+"""The study: what all sites agree on before anyone trains. One TOML file.
+
+Everything that must be equal at every site is here (classes and their order, image size,
+normalization, allowed architectures, the training recipe), and nothing that is the
+coordinator's own business (how images are synthesized, how the student is distilled).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from oneround.errors import OneRoundError
+from oneround.files import write_atomic
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$")]
+"""A name that is also safe as a file name: letters, digits, ``._-`` and spaces."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Base of all typed files: unknown keys are errors, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageSpec(Strict):
+    """What an image is in this study.
+
+    Readers deliver pixels in [0, 1] of shape (C, H, W); networks see ``(pixel - mean) / std``.
+    """
+
+    channels: Literal[1, 3] = 3
+    height: int = Field(28, ge=8, le=1024)
+    width: int = Field(28, ge=8, le=1024)
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    @model_validator(mode="after")
+    def _one_value_per_channel(self) -> Self:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.channels):
+                raise ValueError(f"{name} needs 1 or {self.channels} values")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, self.height, self.width)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels in [0, 1], (..., C, H, W), to network input of the same shape."""
+        return (pixels - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
+
+    def denormalize(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Network input to pixels, clipped to [0, 1]; inverse of :meth:`normalize`."""
+        pixels = inputs * self._per_channel(self.std, inputs) + self._per_channel(self.mean, inputs)
+        return pixels.clamp(0, 1)
+
+    @staticmethod
+    def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+class ArchitectureSpec(Strict):
+    """A network by name, with its arguments; see :mod:`oneround.models`."""
+
+    name: str = "resnet18"
+    arguments: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{k}={v}" for k, v in sorted(self.arguments.items()))
+        return f"{self.name}({arguments})"
+
+
+class TrainingSpec(Strict):
+    """How each site trains its client model; see :func:`oneround.training.train_client`."""
+
+    epochs: int = Field(15, ge=1)
+    batch_size: int = Field(64, ge=2)
+    learning_rate: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    class_weighted: bool = False
+    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5)
+
+
+class Study(Strict):
+    """The agreement between the sites.
+
+    Attributes:
+        classes: class names; their order is the order of the network's outputs.
+        sites: names of the sites that may hand in; empty: any name.
+        architectures: networks that a site may use; the first is the default.
+        share_class_counts: whether a site's manifest carries its class counts. They help the
+            ensemble to weight sites, and they tell how many cases of each class a site has.
+        seed: seed of client training; sites derive their own from it and their name.
+    """
+
+    format: Literal[1] = 1
+    name: Name
+    classes: tuple[str, ...] = Field(min_length=2)
+    sites: tuple[Name, ...] = ()
+    image: ImageSpec = ImageSpec()
+    architectures: tuple[ArchitectureSpec, ...] = Field((ArchitectureSpec(),), min_length=1)
+    training: TrainingSpec = TrainingSpec()
+    share_class_counts: bool = True
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for what in ("classes", "sites"):
+            names = getattr(self, what)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what} must be different from each other")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the content in canonical JSON.
+
+        Comments, the order of keys and line ends do not count, so a file that was opened in
+        an editor or travelled by mail keeps its hash.
+        """
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Study:
+        """Read and validate a TOML file.
+
+        Raises:
+            OneRoundError: the file is missing, is not TOML, or breaks a rule of the study.
+        """
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise OneRoundError(
+                f"cannot read the study: {error.strerror}.",
+                file=path,
+                remedy="Check the path; `oneround study init` writes a new one.",
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise OneRoundError(
+                f"not a TOML file: {error}.",
+                file=path,
+                remedy="Correct the line, or write a new study with `oneround study init`.",
+            ) from error
+        return validated(cls, content, path)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the study as TOML (atomically)."""
+        write_atomic(path, to_toml(self.model_dump(mode="json")).encode())
+
+
+def validated(model: type[Model], content: object, file: str | os.PathLike[str]) -> Model:
+    """``content`` as ``model``, or an error that names file, key and remedy.
+
+    Raises:
+        OneRoundError: with every rule that is broken.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise OneRoundError(
+            "; ".join(lines) + ".",
+            file=file,
+            remedy=f"Correct these keys; known are: {', '.join(model.model_fields)}.",
+        ) from error
+
+
+def to_toml(content: dict[str, object]) -> str:
+    """The subset of TOML that a study needs: scalars, lists, tables, lists of tables."""
+    scalars = {k: v for k, v in content.items() if not _is_table(v)}
+    lines = [f"{key} = {_toml_value(value)}" for key, value in scalars.items()]
+    for key, value in content.items():
+        if not _is_table(value):
+            continue
+        for table in value if isinstance(value, list) else [value]:
+            header = f"[[{key}]]" if isinstance(value, list) else f"[{key}]"
+            lines += ["", header]
+            lines += [f"{k} = {_toml_value(v)}" for k, v in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    )
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # TOML strings, numbers and booleans are JSON's

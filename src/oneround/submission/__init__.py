@@ -1,0 +1,31 @@
+"""The one file that a site hands in: a manifest and the weights of its client model.
+
+``NAME.oneround`` is a ZIP with two stored members, ``manifest.json`` and
+``model.safetensors``: no images, no pickle, no code. :func:`write_submission` makes it,
+:func:`check_submission` lists everything that is wrong with one, :func:`read_submission`
+and :func:`read_submissions` restore client models and refuse files with fatal problems.
+"""
+
+from oneround.submission.checks import check_together
+from oneround.submission.manifest import Manifest, Privacy, TrainingSummary
+from oneround.submission.read import (
+    LIMIT_BYTES,
+    Submission,
+    check_submission,
+    read_submission,
+    read_submissions,
+)
+from oneround.submission.write import write_submission
+
+__all__ = [
+    "LIMIT_BYTES",
+    "Manifest",
+    "Privacy",
+    "Submission",
+    "TrainingSummary",
+    "check_submission",
+    "check_together",
+    "read_submission",
+    "read_submissions",
+    "write_submission",
+]

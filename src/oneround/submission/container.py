@@ -1,0 +1,196 @@
+"""The ZIP around the two members, and JSON from strangers.
+
+Nothing is ever extracted to disk. The directory is checked before a member is read, so
+memory stays within the size of the file whatever the directory declares.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from typing import BinaryIO, NoReturn
+
+from oneround.errors import Problem
+
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+JSON_LIMIT = 1 << 20
+"""Largest manifest and largest header of the weights, in bytes."""
+
+ASK_AGAIN = "Ask the site to write the submission again with oneround."
+COPY_AGAIN = f"Copy the file again and compare sizes; if that does not help: {ASK_AGAIN}"
+
+_OVERHEAD = 4096  # bytes that the ZIP may need besides the content of its members
+_BROKEN = (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error)
+
+
+class Refused(Exception):
+    """Ends one stage of reading with the problems that it met."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__()
+        self.problems = problems
+
+
+def refuse(code: str, what: str, why: str, remedy: str = ASK_AGAIN) -> NoReturn:
+    """Raise :class:`Refused` with one fatal problem."""
+    raise Refused(Problem(code, what, why, remedy))
+
+
+def some(names: Iterable[str]) -> str:
+    """At most three names, quoted, shortened and safe to print, and how many more there are."""
+    names = list(names)
+    shown = [repr(name if len(name) <= 100 else name[:99] + "…") for name in names[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def pack(manifest: bytes, weights: bytes) -> bytes:
+    """The submission file; equal content gives equal bytes on every machine, at any time."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in ((MANIFEST, manifest), (WEIGHTS, weights)):
+            info = zipfile.ZipInfo(name)  # dated 1980-01-01, the earliest that ZIP knows
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            archive.writestr(info, content)
+    return buffer.getvalue()
+
+
+def open_archive(file: BinaryIO, size: int) -> zipfile.ZipFile:
+    """The archive, if it holds exactly the two members of a submission and nothing else.
+
+    Raises:
+        Refused: it does not.
+    """
+    _check_ends(file, size)
+    try:
+        archive = zipfile.ZipFile(file)
+    except _BROKEN as error:
+        _damaged("the directory of the file", error)
+    problems = [
+        *_check_names([info.orig_filename for info in archive.infolist()]),
+        *_check_storage(archive.infolist(), size),
+    ]
+    if problems:
+        raise Refused(*problems)
+    return archive
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The content of a member, its checksum compared.
+
+    Raises:
+        Refused: it is damaged.
+    """
+    try:
+        return archive.read(name)
+    except _BROKEN as error:
+        _damaged(name, error)
+
+
+def parse_json(content: bytes) -> object:
+    """JSON without what other readers may understand differently: NaN, 1e999, repeated keys.
+
+    Raises:
+        ValueError: it is not such JSON.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(pairs) != len(dict(pairs)):
+            raise ValueError("a key is repeated")
+        return dict(pairs)
+
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number[:20]} is not a finite number")
+        return float(number)
+
+    try:
+        return json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_float=finite,
+            parse_constant=finite,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _check_ends(file: BinaryIO, size: int) -> None:
+    """Both ends of the file, before the ZIP directory is read; it must be small and last."""
+    file.seek(0)
+    if file.read(4) != b"PK\x03\x04":
+        refuse(
+            "not-a-submission",
+            "the file is empty" if size == 0 else "the file does not begin as a submission does",
+            "A submission is a ZIP file with a manifest and weights.",
+            "Choose the .oneround file that `oneround train` wrote, or copy it again.",
+        )
+    file.seek(max(0, size - 42))
+    tail = file.read()
+    if len(tail) < 42 or tail[-22:-18] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        refuse(
+            "truncated",
+            "the end of the file is missing, or something was added after it",
+            "The directory of a ZIP file is at its end; without it nothing can be trusted.",
+            COPY_AGAIN,
+        )
+    directory_size, offset = struct.unpack("<II", tail[-10:-2])
+    if directory_size > _OVERHEAD:
+        refuse(
+            "unexpected-member",
+            "the file holds far more members than a submission",
+            f"A submission holds {MANIFEST} and {WEIGHTS} and nothing else.",
+        )
+    if offset + directory_size + 22 != size or tail[:4] == b"PK\x06\x07":
+        refuse(
+            "unexpected-data",
+            "the directory does not end where the file ends",
+            "Something was put before or into the file, or a part is missing.",
+            COPY_AGAIN,
+        )
+
+
+def _check_names(names: list[str]) -> Iterable[Problem]:
+    why = f"A submission holds {MANIFEST} and {WEIGHTS} once each and nothing else."
+    if extra := [name for name in names if name not in (MANIFEST, WEIGHTS)]:
+        yield Problem("unexpected-member", f"the file also holds {some(extra)}", why, ASK_AGAIN)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        yield Problem("unexpected-member", f"{some(twice)} is there twice", why, ASK_AGAIN)
+    if missing := [name for name in (MANIFEST, WEIGHTS) if name not in names]:
+        yield Problem("missing-member", f"{some(missing)} is missing", why, ASK_AGAIN)
+
+
+def _check_storage(infos: list[zipfile.ZipInfo], size: int) -> Iterable[Problem]:
+    if any(info.flag_bits & 1 for info in infos):
+        why = "A submission is read without a password."
+        yield Problem("encrypted-member", "a member is encrypted", why, ASK_AGAIN)
+    if any(i.compress_type != zipfile.ZIP_STORED or i.compress_size != i.file_size for i in infos):
+        why = "Compressed data can grow without limit when read, so members are only stored."
+        yield Problem("compressed-member", "a member is compressed", why, ASK_AGAIN)
+    content = sum(info.file_size for info in infos)
+    if content > size:
+        what = f"members of {content} bytes are declared in a file of {size}"
+        why = "They overlap, or a part of the file is missing."
+        yield Problem("member-size", what, why, COPY_AGAIN)
+    elif size - content > _OVERHEAD:
+        what = f"{size - content} bytes of the file belong to no member"
+        why = "Only what is checked may travel in a submission."
+        yield Problem("unexpected-data", what, why, ASK_AGAIN)
+    if any(i.orig_filename == MANIFEST and i.file_size > JSON_LIMIT for i in infos):
+        what = f"{MANIFEST} is larger than {JSON_LIMIT} bytes"
+        why = "A manifest is a page of text."
+        yield Problem("manifest-too-large", what, why, ASK_AGAIN)
+
+
+def _damaged(what: str, error: Exception) -> NoReturn:
+    refuse(
+        "damaged",
+        f"{what} is damaged ({str(error)[:120]!r})",
+        "Bytes have changed since the file was written.",
+        COPY_AGAIN,
+    )

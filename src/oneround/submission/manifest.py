@@ -1,0 +1,107 @@
+"""What a submission says about itself. Lengths are limited, so that a hostile one stays small."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from oneround.study import ArchitectureSpec, ImageSpec, Name, Strict
+
+Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+"""One line without control characters, so that it can be printed on a terminal."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class TrainingSummary(Strict):
+    """How the training at the site went.
+
+    Attributes:
+        epochs: epochs trained.
+        best_epoch: the epoch whose weights are handed in, at most ``epochs``.
+        loss: training loss of that epoch.
+        validation: metrics on the site's own validation split. Those that cannot be computed
+            (NaN, such as AUROC with one class) are left out.
+    """
+
+    epochs: Count
+    best_epoch: Count
+    loss: Finite
+    validation: dict[Text, Finite] = Field(default_factory=dict, max_length=64)
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _leave_out_nan(cls, metrics: object) -> object:
+        if not isinstance(metrics, dict):
+            return metrics
+        return {k: v for k, v in metrics.items() if not (isinstance(v, float) and math.isnan(v))}
+
+    @model_validator(mode="after")
+    def _best_is_one_of_them(self) -> Self:
+        if self.best_epoch > self.epochs:
+            raise ValueError("best_epoch must be at most epochs")
+        return self
+
+
+class Privacy(Strict):
+    """The (ε, δ) differential privacy of the training."""
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float = Field(ge=0, lt=1)
+
+
+class Manifest(Strict):
+    """The content of ``manifest.json``.
+
+    Attributes:
+        format: version of the file format.
+        study: name of the study.
+        study_hash: :attr:`oneround.study.Study.hash` of the study file used in training.
+        site: who hands in.
+        architecture: the network; the reader must know it by this name.
+        classes: class names in the order of the network's outputs.
+        image: shape, value range and normalization of the network's input.
+        images: number of training images.
+        class_counts: training images of each class (exact or noised), or None: not told.
+        training: how the training went.
+        versions: software by name, such as ``{"torch": "2.6.0"}``.
+        weights_sha256: SHA-256 of the member ``model.safetensors``.
+        created: time in UTC, ISO 8601.
+        privacy: differential privacy of the training, or None.
+    """
+
+    format: Literal[1] = 1
+    study: Name
+    study_hash: Sha256
+    site: Name
+    architecture: ArchitectureSpec
+    classes: tuple[Text, ...] = Field(min_length=2, max_length=4096)
+    image: ImageSpec
+    images: int = Field(ge=1, le=10**12)
+    class_counts: tuple[Count, ...] | None = Field(None, max_length=4096)
+    training: TrainingSummary
+    versions: dict[Text, Text] = Field(max_length=64)
+    weights_sha256: Sha256
+    created: str = Field(
+        max_length=40,
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|\+00:00)$",
+    )
+    privacy: Privacy | None = None
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes must be different from each other")
+        if self.class_counts is not None and len(self.class_counts) != len(self.classes):
+            raise ValueError("class_counts needs one number for each class")
+        return self
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,223 @@
+"""From a file to a client model, or to everything that is wrong with the file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from oneround import models
+from oneround.errors import OneRoundError, Problem
+from oneround.study import Study
+from oneround.submission import checks, weights
+from oneround.submission.container import (
+    MANIFEST,
+    WEIGHTS,
+    Refused,
+    open_archive,
+    read_member,
+    refuse,
+)
+from oneround.submission.manifest import Manifest
+
+LIMIT_BYTES = 1 << 30
+"""Larger files are refused unless the caller says otherwise (1 GiB; a ResNet-34 has 85 MB)."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission that was read and found right.
+
+    Attributes:
+        manifest: what it says about itself.
+        model: the client model, (B, C, H, W) to logits (B, classes), restored exactly,
+            BatchNorm buffers included; on the CPU, in eval mode, without gradients.
+        sha256: of the whole file.
+        size: of the whole file, in bytes.
+        path: where it was read from.
+    """
+
+    manifest: Manifest
+    model: nn.Module
+    sha256: str
+    size: int
+    path: Path
+
+
+@dataclass
+class Findings:
+    """What an examination found, and what it could read on the way."""
+
+    problems: list[Problem] = field(default_factory=list)
+    manifest: Manifest | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    sha256: str = ""
+    size: int = 0
+
+    @property
+    def fatal(self) -> list[Problem]:
+        """The problems for which the submission must be refused."""
+        return [problem for problem in self.problems if problem.fatal]
+
+    def attempt(self, stage: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """The result of one stage, or None when it was refused, with its problems kept."""
+        try:
+            return stage(*args, **kwargs)
+        except Refused as refused:
+            self.problems += refused.problems
+            return None
+
+
+def check_submission(
+    path: str | os.PathLike[str], study: Study | None = None, *, limit_bytes: int = LIMIT_BYTES
+) -> list[Problem]:
+    """Every problem of the file at ``path``, warnings included; never raises on its content.
+
+    Args:
+        path: a file, from anyone.
+        study: compare with it too.
+        limit_bytes: refuse larger files; memory stays below about twice this.
+    """
+    return _examine_path(path, study, limit_bytes).problems
+
+
+def read_submission(
+    path: str | os.PathLike[str], study: Study | None = None, *, limit_bytes: int = LIMIT_BYTES
+) -> Submission:
+    """The submission at ``path``; arguments as for :func:`check_submission`.
+
+    Raises:
+        OneRoundError: with every fatal problem of the file.
+    """
+    findings = _examine_path(path, study, limit_bytes)
+    raise_if_fatal(findings, path)
+    assert findings.manifest is not None
+    model = _restore(findings.manifest, findings.tensors)
+    return Submission(findings.manifest, model, findings.sha256, findings.size, Path(path))
+
+
+def read_submissions(paths: Iterable[str | os.PathLike[str]], study: Study) -> list[Submission]:
+    """All submissions of a study, in the order of their sites' names.
+
+    Raises:
+        OneRoundError: with every fatal problem of every file and of the files together.
+    """
+    submissions, refusals = [], []
+    for path in paths:
+        try:
+            submissions.append(read_submission(path, study))
+        except OneRoundError as error:
+            refusals.append(str(error))
+    refusals += [str(problem) for problem in checks.check_together(submissions)]
+    if not submissions and not refusals:
+        refusals = ["No submission was given."]
+    if refusals:
+        raise OneRoundError(
+            "\n".join(["the submissions cannot be used together:", *refusals]),
+            remedy="Correct or leave out these files, then run the same command again.",
+        )
+    return sorted(submissions, key=lambda submission: submission.manifest.site)
+
+
+def examine(file: BinaryIO, study: Study | None) -> Findings:
+    """Look at an open file from the outside in; go on after a problem wherever that is safe."""
+    found = Findings(size=file.seek(0, os.SEEK_END))
+    file.seek(0)
+    found.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    archive = found.attempt(open_archive, file, found.size)
+    if archive is None:
+        return found
+    expected = None
+    if (content := found.attempt(read_member, archive, MANIFEST)) is not None:
+        found.manifest = found.attempt(checks.parse_manifest, content)
+    if found.manifest is not None:
+        found.problems += checks.check_manifest(found.manifest)
+        if study is not None:
+            found.problems += checks.check_against_study(found.manifest, study)
+        expected = found.attempt(checks.expected_tensors, found.manifest, study)
+    if (content := found.attempt(read_member, archive, WEIGHTS)) is not None:
+        _examine_weights(content, expected, found)
+    return found
+
+
+def raise_if_fatal(findings: Findings, path: str | os.PathLike[str]) -> None:
+    """Strict mode.
+
+    Raises:
+        OneRoundError: there are fatal problems.
+    """
+    if fatal := findings.fatal:
+        raise OneRoundError(
+            " ".join(f"{problem.what} [{problem.code}]. {problem.why}" for problem in fatal),
+            file=path,
+            remedy=" ".join(dict.fromkeys(problem.remedy for problem in fatal)),
+        )
+
+
+def _examine_path(path: str | os.PathLike[str], study: Study | None, limit_bytes: int) -> Findings:
+    try:
+        with _open(Path(path), limit_bytes) as file:
+            return examine(file, study)
+    except Refused as refused:
+        return Findings(list(refused.problems))
+    except OSError as error:
+        what = f"the file cannot be read: {error.strerror or error}"
+        remedy = "Check its permissions and the disk that it is on."
+        return Findings([Problem("unreadable", what, "Nothing could be checked.", remedy)])
+
+
+def _open(path: Path, limit_bytes: int) -> BinaryIO:
+    if not path.is_file():
+        refuse(
+            "not-a-file",
+            "this is a folder or a device" if path.exists() else "there is no such file",
+            "A submission is one regular file.",
+            "Check the path; it must be that of the .oneround file itself.",
+        )
+    if (size := path.stat().st_size) > limit_bytes:
+        refuse(
+            "too-large",
+            f"the file has {size} bytes, the limit is {limit_bytes}",
+            "The limit keeps a hostile file from filling the memory.",
+            "Raise the limit if the study's network is really that large.",
+        )
+    return path.open("rb")
+
+
+def _examine_weights(
+    content: bytes, expected: dict[str, torch.Tensor] | None, found: Findings
+) -> None:
+    manifest = found.manifest
+    if manifest and hashlib.sha256(content).hexdigest() != manifest.weights_sha256:
+        found.problems.append(
+            Problem(
+                "weights-hash",
+                "the weights are not those that the manifest names",
+                "They were exchanged or changed after the site wrote the manifest.",
+                "Ask the site to write the submission again, and compare its SHA-256 with them.",
+            )
+        )
+    header = found.attempt(weights.parse_header, content)
+    if header is None:
+        return
+    if expected is not None:
+        found.problems += weights.compare(header, expected)
+    found.tensors = found.attempt(weights.load, content) or {}
+    found.problems += weights.check_values(found.tensors)
+
+
+def _restore(manifest: Manifest, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The client model; building it does not disturb the caller's random numbers."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        model = models.build(manifest.architecture, manifest.image, len(manifest.classes))
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,176 @@
+"""The member ``model.safetensors``: its header checked before anything is allocated.
+
+The format: 8 bytes with the length of the header (little endian), the header in JSON
+``{name: {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}}``, the buffer.
+https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from oneround.errors import Problem
+from oneround.submission.container import ASK_AGAIN, JSON_LIMIT, parse_json, refuse, some
+
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+_MAX_DIMENSIONS = 8
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of one tensor; ``begin`` and ``end`` are offsets in the buffer."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def serialize(model: nn.Module) -> bytes:
+    """Parameters and buffers of ``model`` in safetensors format; equal weights, equal bytes."""
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+    return safetensors.torch.save(tensors)
+
+
+def parse_header(content: bytes) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file, by name; nothing is allocated for them.
+
+    Raises:
+        Refused: the header is malformed, or does not describe the buffer exactly.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if not 2 <= length <= min(JSON_LIMIT, len(content) - 8):
+        _malformed(f"its header would have {length} bytes")
+    try:
+        header = parse_json(content[8 : 8 + length])
+    except ValueError as error:
+        _malformed(f"its header is not valid JSON ({str(error)[:120]!r})")
+    if not isinstance(header, dict):
+        _malformed("its header is not a JSON object")
+    header.pop("__metadata__", None)
+    available = len(content) - 8 - length
+    tensors = {name: _tensor_info(name, entry, available) for name, entry in header.items()}
+    _check_layout(tensors, available)
+    return tensors
+
+
+def load(content: bytes) -> dict[str, torch.Tensor]:
+    """Tensors by name, on the CPU; call :func:`parse_header` before.
+
+    Raises:
+        Refused: the safetensors library refuses the content.
+    """
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        _malformed(f"the safetensors library says {str(error)[:120]!r}")
+
+
+def compare(
+    found: Mapping[str, TensorInfo], expected: Mapping[str, torch.Tensor]
+) -> Iterable[Problem]:
+    """What differs between the file and the network that its manifest names."""
+    why = "The weights do not belong to the architecture that the manifest names."
+    common = [name for name in expected if name in found]
+    groups = {
+        "tensor-missing": [name for name in expected if name not in found],
+        "tensor-unexpected": [name for name in found if name not in expected],
+        "tensor-shape": [n for n in common if found[n].shape != tuple(expected[n].shape)],
+        "tensor-dtype": [n for n in common if found[n].dtype != expected[n].dtype],
+    }
+    for code, names in groups.items():
+        if names:
+            what = f"{len(names)} of {len(expected)} tensors: {code[7:]} ({some(names)})"
+            yield Problem(code, what, why, ASK_AGAIN)
+
+
+def check_values(tensors: Mapping[str, torch.Tensor]) -> Iterable[Problem]:
+    """NaN, infinite values, and BatchNorm statistics that no image can give."""
+    bounds = {n: [float(b) for b in t.aminmax()] for n, t in tensors.items() if t.numel()}
+    not_finite = [n for n, (low, high) in bounds.items() if not math.isfinite(low + high)]
+    if not_finite:
+        yield Problem(
+            "weights-not-finite",
+            f"NaN or infinite values in {some(not_finite)}",
+            "One such value makes every prediction of the model NaN.",
+            "Train again with a lower learning rate.",
+        )
+    negative = [name for name, (low, _) in bounds.items() if low < 0]
+    for buffer, code in (
+        ("running_var", "negative-variance"),
+        ("num_batches_tracked", "negative-batch-count"),
+    ):
+        if names := [name for name in negative if name.rpartition(".")[2] == buffer]:
+            yield Problem(
+                code,
+                f"negative values in {some(names)}",
+                "Variances and counts are never negative, so BatchNorm would give NaN.",
+                "Train again; training never leaves such values, so find out who changed them.",
+            )
+
+
+def _tensor_info(name: str, entry: object, available: int) -> TensorInfo:
+    quoted = some([name])
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        _malformed(f"the entry of {quoted} is not one of a tensor")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        refuse(
+            "tensor-dtype",
+            f"{quoted} has the type {str(dtype)[:20]!r}",
+            f"Client models have tensors of the types {', '.join(DTYPES)}.",
+        )
+    if not (_are_sizes(shape) and len(shape) <= _MAX_DIMENSIONS):
+        _malformed(f"the shape of {quoted} is not a short list of sizes")
+    if not (_are_sizes(offsets) and len(offsets) == 2):
+        _malformed(f"the offsets of {quoted} are not two positions")
+    begin, end = offsets
+    size = math.prod(shape) * DTYPES[dtype].itemsize
+    if size > available:
+        refuse(
+            "tensor-too-large",
+            f"{quoted} declares {size:.3g} bytes in a buffer of {available}",
+            "Memory is never allocated for more than the file holds.",
+        )
+    if end - begin != size:
+        _malformed(f"{quoted} needs {size} bytes and occupies {end - begin}", "tensor-size")
+    return TensorInfo(DTYPES[dtype], tuple(shape), begin, end)
+
+
+def _are_sizes(values: object) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**48 for v in values)
+
+
+def _check_layout(tensors: Mapping[str, TensorInfo], available: int) -> None:
+    """One tensor after the other, from the first byte of the buffer to the last."""
+    position = 0
+    for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
+        if info.begin != position:
+            _malformed("its tensors overlap or leave gaps", "tensor-layout")
+        position = info.end
+    if position != available:
+        _malformed(f"its tensors fill {position} of {available} bytes", "tensor-layout")
+
+
+def _malformed(what: str, code: str = "not-safetensors") -> NoReturn:
+    refuse(
+        code,
+        f"the weights are not a safetensors file: {what}",
+        "Only safetensors is read; a pickle or a script could run code and is never opened.",
+    )

@@ -1,0 +1,82 @@
+"""From a client model to the one file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from torch import nn
+
+from oneround.files import write_atomic
+from oneround.study import ArchitectureSpec, Study, validated
+from oneround.submission import weights
+from oneround.submission.container import pack
+from oneround.submission.manifest import Manifest, Privacy, TrainingSummary, now
+from oneround.submission.read import examine, raise_if_fatal
+
+
+def write_submission(
+    path: str | os.PathLike[str],
+    *,
+    model: nn.Module,
+    study: Study,
+    site: str,
+    architecture: ArchitectureSpec,
+    images: int,
+    class_counts: Sequence[int] | None,
+    training: TrainingSummary,
+    privacy: Privacy | None = None,
+    created: str | None = None,
+) -> Manifest:
+    """Write the submission of ``site`` and return its manifest.
+
+    The content is checked as a reader would check it, against ``study`` too, before
+    anything is written. Equal arguments, with ``created`` given, make an equal file.
+
+    Args:
+        path: by custom ``NAME.oneround``; an older file is replaced in one step.
+        model: the trained client model, built by :func:`oneround.models.build` from
+            ``architecture``.
+        images: number of training images.
+        class_counts: training images of each class, in the study's order; they are left out
+            unless the study says ``share_class_counts``.
+        training: how the training went.
+        privacy: differential privacy of the training, if any.
+        created: time in UTC, ISO 8601; now by default.
+
+    Raises:
+        OneRoundError: the content would be refused by a reader (NaN weights, a site or an
+            architecture that the study does not allow), or the file cannot be written; then
+            an older file stays as it was.
+    """
+    tensors = weights.serialize(model)
+    shared = class_counts if study.share_class_counts else None
+    content = {
+        "study": study.name,
+        "study_hash": study.hash,
+        "site": site,
+        "architecture": architecture,
+        "classes": study.classes,
+        "image": study.image,
+        "images": images,
+        "class_counts": None if shared is None else tuple(int(count) for count in shared),
+        "training": training,
+        "versions": _versions(),
+        "weights_sha256": hashlib.sha256(tensors).hexdigest(),
+        "created": created or now(),
+        "privacy": privacy,
+    }
+    manifest = validated(Manifest, content, path)
+    file = pack(manifest.model_dump_json(indent=2).encode(), tensors)
+    raise_if_fatal(examine(io.BytesIO(file), study), path)
+    write_atomic(path, file)
+    return manifest
+
+
+def _versions() -> dict[str, str]:
+    packages = ("oneround", "torch", "monai", "safetensors")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
