@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
 
 from oneround.noise import FAMILIES
 
@@ -18,4 +19,6 @@ for row, (name, family) in zip(axes, FAMILIES.items(), strict=True):
         ax.set_axis_off()
     row[0].text(-0.1, 0.5, name, ha="right", va="center", transform=row[0].transAxes)
 figure.subplots_adjust(left=0.16, right=0.995, bottom=0.005, top=0.995, wspace=0.05, hspace=0.05)
-figure.savefig(Path(__file__).with_name("structure_noise.png"), dpi=75)
+path = Path(__file__).with_name("structure_noise.png")
+figure.savefig(path, dpi=90)
+Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)

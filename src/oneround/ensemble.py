@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from oneround.errors import OneRoundError
-from oneround.models import batch_norms, require_batch_norm
+from oneround.models import batch_norms, require_batch_norm, update_statistics
 from oneround.noise import StructureNoise
 from oneround.stage import Stage
 from oneround.study import Strict
@@ -137,22 +137,21 @@ def adapt_to_noise(
         OneRoundError: a client model has no BatchNorm layer.
     """
     adapted = copy.deepcopy(ensemble)
-    for model, site in zip(adapted.models, adapted.sites, strict=True):
-        require_batch_norm(model, site)
-        for layer in batch_norms(model):
-            layer.train()
-            layer.momentum = options.momentum or None  # None: cumulative mean
-            if not options.momentum:
-                layer.reset_running_stats()
-    if options.statistics == "batch":
-        return adapted
     meter = stage.meter()
-    with torch.no_grad():
-        for batch in range(options.batches):
-            images = noise.sample(options.batch_size, stage.generator(batch))
-            with meter.step("adapt"):
-                adapted.client_logits(stage.fabric.to_device(images))
-            stage.tell(batch + 1, options.batches)
+    for number, (model, site) in enumerate(zip(adapted.models, adapted.sites, strict=True)):
+        require_batch_norm(model, site)
+        if options.statistics == "batch":
+            for layer in batch_norms(model):
+                layer.track_running_stats = False
+                layer.running_mean = layer.running_var = None
+            continue
+        generator = stage.generator()  # the same noise for every client
+        batches = (
+            stage.fabric.to_device(noise.sample(options.batch_size, generator))
+            for _ in range(options.batches)
+        )
+        with meter.step(number):
+            update_statistics(model, batches, options.momentum or None)
+        stage.tell(number + 1, len(adapted.models))
     stage.cost = meter.cost
-    adapted.eval()
     return adapted

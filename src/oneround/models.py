@@ -7,7 +7,7 @@ architecture but can never import code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 
 import torch
@@ -92,8 +92,10 @@ def names() -> list[str]:
     return sorted({*_BUILDERS, *(point.name for point in _installed())})
 
 
-def build(architecture: ArchitectureSpec, image: ImageSpec, classes: int) -> nn.Module:
-    """A freshly initialized network; seed torch before, it draws from the global generator.
+def build(
+    architecture: ArchitectureSpec, image: ImageSpec, classes: int, seed: int = 0
+) -> nn.Module:
+    """A freshly initialized network from (B, C, H, W) to (B, ``classes``).
 
     Raises:
         OneRoundError: the name is unknown, or the arguments do not fit it.
@@ -114,7 +116,9 @@ def build(architecture: ArchitectureSpec, image: ImageSpec, classes: int) -> nn.
                 remedy="Use at most 16 numbers between 0 and 4096.",
             )
     try:
-        return _BUILDERS[architecture.name](image.channels, classes, **architecture.arguments)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _BUILDERS[architecture.name](image.channels, classes, **architecture.arguments)
     except (TypeError, KeyError, ValueError) as error:
         raise OneRoundError(
             f"architecture {architecture}: {error}.",
@@ -130,7 +134,7 @@ def expected_tensors(
         return build(architecture, image, classes).state_dict()
 
 
-def batch_norms(model: nn.Module) -> Iterator[nn.Module]:
+def batch_norms(model: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
     """The BatchNorm layers of ``model`` that keep running statistics, in order."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
@@ -150,6 +154,32 @@ def require_batch_norm(model: nn.Module, site: str) -> None:
             remedy="Use an architecture with BatchNorm, or a method that does without: "
             "`--method ensemble` or `--method fedavg`.",
         )
+
+
+def update_statistics(
+    model: nn.Module, batches: Iterable[torch.Tensor], momentum: float | None = None
+) -> None:
+    """Move the BatchNorm statistics of ``model`` to those of ``batches``; weights stay.
+
+    Args:
+        batches: network inputs, (B, C, H, W), on the device of ``model``.
+        momentum: after n batches (1 − momentum)ⁿ of the old statistics is left; ``None``:
+            replace them by the mean over all batches.
+    """
+    training, layers = model.training, list(batch_norms(model))
+    model.eval()
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.train()
+        layer.momentum = momentum
+        if momentum is None:
+            layer.reset_running_stats()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    for layer, old in zip(layers, before, strict=True):
+        layer.momentum = old
+    model.train(training)
 
 
 def _installed() -> list:  # type: ignore[type-arg]

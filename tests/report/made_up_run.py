@@ -69,7 +69,12 @@ def _results(generator: torch.Generator) -> dict[str, Any]:
     counts = torch.randint(400, (5, 8), generator=generator) ** 2 // 400
     counts[2, 4] = 0
     submissions = [
-        {"site": site, "file": f"{site}.oneround", "sha256": f"{i}b" * 32, "bytes": 731_512 + 97 * i}
+        {
+            "site": site,
+            "file": f"{site}.oneround",
+            "sha256": f"{i}b" * 32,
+            "bytes": 731_512 + 97 * i,
+        }
         for i, site in enumerate(SITES)
     ]
     return {

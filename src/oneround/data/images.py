@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_original(path: str | os.PathLike[str]) -> torch.Tensor:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise OneRoundError(_reason(path, error), file=path, remedy=SUPPORTED) from error
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def fit(images: torch.Tensor, image: ImageSpec) -> torch.Tensor:
@@ -112,31 +113,36 @@ def _read_dicom(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     MONAI's reader opens the file; of the pixels it would apply the linear rescale only, so
     lookup tables and windows are left to pydicom and to :func:`_window`.
     """
-    try:
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
-    except ImportError as error:
+    if importlib.util.find_spec("pydicom") is None:
         raise OneRoundError(
             "is a DICOM file, and pydicom is not installed.",
             file=path,
             remedy="Install it with `pip install 'oneround[dicom]'`.",
-        ) from error
+        )
     dataset = PydicomReader().read(os.fspath(path))
     _refuse_unsupported(dataset)
     if dataset.SamplesPerPixel == 3:
-        colors: npt.NDArray[Any] = dataset.pixel_array
+        colors: npt.NDArray[Any] = dataset.pixel_array  # pydicom converts YBR to RGB
         return colors if colors.dtype == np.uint8 else _from_16_bit(colors)
-    values = apply_modality_lut(dataset.pixel_array, dataset)
-    if dataset.get("VOILUTSequence"):
-        bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
-        pixels = apply_voi_lut(np.rint(values).astype(np.int64), dataset) / (2**bits - 1)
-    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        pixels = _window(values.astype(np.float64), dataset)
-    else:
-        low, high = float(values.min()), float(values.max())
-        pixels = (values - low) / max(high - low, 1e-12)
+    pixels = _gray_levels(dataset)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         pixels = 1 - pixels
     return pixels.astype(np.float32)[..., None]
+
+
+def _gray_levels(dataset: Any) -> npt.NDArray[np.float64]:
+    """(H, W) in [0, 1]: rescaled, then through the lookup table, the window or min-max."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    values = apply_modality_lut(dataset.pixel_array, dataset).astype(np.float64)
+    if dataset.get("VOILUTSequence"):
+        bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
+        table = apply_voi_lut(np.rint(values).astype(np.int64), dataset)
+        return np.asarray(table / (2**bits - 1))
+    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        return _window(values, dataset)
+    low, high = values.min(), values.max()
+    return np.asarray((values - low) / max(high - low, 1e-12))
 
 
 def _refuse_unsupported(dataset: Any) -> None:

@@ -157,8 +157,8 @@ def fetch(name: str, download: bool) -> Path:
     if not download:
         raise OneRoundError(
             f"there is no file {name}.",
-            remedy=f"Download it with --download, or fetch {URL.format(name=name)} and give "
-            "the path of the file.",
+            remedy=f"Download it with --download (in Python, download=True), or fetch "
+            f"{URL.format(name=name)} and give the path of the file.",
         )
     try:
         file = pooch.retrieve(

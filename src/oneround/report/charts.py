@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ Tick = tuple[float, str]
 """Position in the drawing and its text."""
 
 _POINTS = 200  # of a line; more cannot be seen
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 8, 34  # margins of the drawing
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 8, 34  # margins of the drawing
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,12 @@ class Chart:
     """One drawing of ``width`` × ``height`` units.
 
     Attributes:
-        lines: label and SVG path of every series.
+        lines: label and SVG path of every series; the path of an empty one is empty.
         frame: left, top, right and bottom of the plot.
     """
 
     title: str
     x_label: str
-    y_label: str
     lines: list[tuple[str, str]]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -42,20 +42,19 @@ def line_chart(
     series: Mapping[str, Points],
     *,
     x_label: str,
-    y_label: str = "",
     height: float = 200,
 ) -> Chart:
-    """``series`` as lines; the y axis is logarithmic when values span more than two decades."""
+    """``series`` as lines; logarithmic when half the values crowd below 1/20 of the largest."""
     width = 320.0
     left, top, right, bottom = _LEFT, _TOP, width - _RIGHT, height - _BOTTOM
     values = [y for points in series.values() for _, y in points]
-    log = min(values) > 0 and max(values) / min(values) > 100
-    x_at, x_ticks = _axis([x for points in series.values() for x, _ in points], left, right)
+    log = min(values) > 0 and statistics.median(values) < max(values) / 20
+    steps = [x for points in series.values() for x, _ in points]
+    x_at, x_ticks = _axis(steps, left, right, tight=True)
     y_at, y_ticks = _axis(values, bottom, top, log=log)
     return Chart(
         title=title,
         x_label=x_label,
-        y_label=y_label,
         lines=[(label, _path(_thin(points), x_at, y_at)) for label, points in series.items()],
         x_ticks=x_ticks,
         y_ticks=y_ticks,
@@ -79,9 +78,8 @@ def phase_charts(phase: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list
     charts = []
     for name in names:
         series = {label: list(_points(group, x_key, name)) for label, group in groups.items()}
-        series = {label: points for label, points in series.items() if points}
-        if series:
-            charts.append(line_chart(name.replace("_", " "), series, x_label=x_key))
+        if any(series.values()):
+            charts.append(line_chart(name.replace("_", " ").capitalize(), series, x_label=x_key))
     return charts
 
 
@@ -102,30 +100,35 @@ def _points(
 
 
 def _axis(
-    values: Sequence[float], start: float, end: float, *, log: bool = False
-) -> tuple[Any, list[Tick]]:
-    """A function from values to positions between ``start`` and ``end``, and the ticks."""
+    values: Sequence[float], start: float, end: float, *, log: bool = False, tight: bool = False
+) -> tuple[Callable[[float], float], list[Tick]]:
+    """A function from values to positions between ``start`` and ``end``, and the ticks.
+
+    The axis ends at ticks, or, when ``tight``, at the smallest and largest value.
+    """
+    smallest, largest = min(values), max(values)
     if log:
-        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        low, high = math.floor(math.log10(smallest)), math.ceil(math.log10(largest))
         marks = [float(m) for m in range(low, high + 1)]
     else:
-        marks = [float(m) for m in MaxNLocator(4).tick_values(min(values), max(values))]
-    first, last = marks[0], marks[-1]
+        marks = [float(m) for m in MaxNLocator(4).tick_values(smallest, largest)]
+    tight = tight and smallest < largest
+    first, last = (smallest, largest) if tight else (marks[0], marks[-1])
 
     def at(value: float) -> float:
         place = math.log10(value) if log else value
         return round(start + (place - first) / (last - first) * (end - start), 1)
 
-    texts = [10**m if log else m for m in marks]
-    return at, [(at(text), f"{text:.6g}") for text in texts]
+    shown = [10**mark if log else mark for mark in marks if first <= mark <= last]
+    return at, [(at(value), f"{value:.6g}") for value in shown]
 
 
 def _thin(points: Points) -> Points:
     """Every n-th point, and always the last."""
     step = math.ceil(len(points) / _POINTS)
-    return points if step == 1 else [*points[:-1:step], points[-1]]
+    return [*points[:-1:step], points[-1]] if step > 1 else points
 
 
-def _path(points: Points, x_at: Any, y_at: Any) -> str:
+def _path(points: Points, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> str:
     """An SVG path; the empty last segment makes a single point visible."""
-    return "M" + "L".join(f"{x_at(x)} {y_at(y)}" for x, y in points) + "h0"
+    return "M" + "L".join(f"{x_at(x)} {y_at(y)}" for x, y in points) + "h0" if points else ""

@@ -39,15 +39,20 @@ def write_report(run: Path) -> Path:
     study = results.get("study") or {}
     curves = _read_json(run / "curves.json")
     models = rows(results)
-    page = _environment().get_template("page.html.j2").render(
-        results=results,
-        study=study,
-        models=models,
-        verdict=verdict(models),
-        roc=_roc_chart(models[0].metrics) if models else None,
-        curves={name: phase_charts(phase) for name, phase in curves.items() if phase},
-        gallery=read_gallery(run / "gallery.safetensors", study.get("classes") or []),
-        options=_flat(results.get("options") or {}),
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            results=results,
+            study=study,
+            models=models,
+            verdict=verdict(models),
+            roc=_roc_chart(models[0].metrics) if models else None,
+            curves={name: phase_charts(phase) for name, phase in curves.items() if phase},
+            gallery=read_gallery(run / "gallery.safetensors", study.get("classes") or []),
+            phases={k: v for k, v in (results.get("cost") or {}).items() if isinstance(v, Mapping)},
+            options=_flat(results.get("options") or {}),
+        )
     )
     path = run / "report.html"
     write_atomic(path, page.encode())
@@ -62,12 +67,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": units.percent,
-        "decimal": units.decimal,
-        "si": units.si,
-        "duration": units.duration,
-    }
+    formats = {"percent": units.percent, "decimal": units.decimal}
+    environment.globals |= {**formats, "interval": units.interval}
+    environment.filters |= {**formats, "si": units.si, "duration": units.duration}
     return environment
 
 
@@ -96,10 +98,9 @@ def _roc_chart(metrics: Mapping[str, Any]) -> Chart | None:
     if not metrics.get("roc"):
         return None
     return line_chart(
-        "ROC, each class against the rest",
+        "ROC, true against false positive rate of each class",
         metrics["roc"],
         x_label="false positive rate",
-        y_label="true positive rate",
         height=320,
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from oneround.errors import OneRoundError
 
 _BYTES = 700_000  # of pixels in one section, so that the page stays below 3 MB
-_PER_GROUP = 12
+_PER_GROUP = 10
 _SIDE = 96  # of the largest image; smaller ones are enlarged to about 64
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oneround.report.units import percent
+from oneround.report.units import SPACE, percent
 
 _COMBINED = {
     "global": "Global model",
@@ -36,7 +36,8 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
         if models.get(kind)
     ]
     sites = [
-        Row(site["site"], "sites", site, sent.get(site["site"])) for site in models.get("sites", [])
+        Row(site["site"], "sites", site, sent.get(site["site"]))
+        for site in models.get("sites") or []
     ]
     return combined + sites
 
@@ -54,13 +55,13 @@ def verdict(models: Sequence[Row]) -> str:
     others = best + [row for row in rest if row.kind != "sites"]
     sentence = (
         f"{_subject(first)} reaches {percent(first.metrics['accuracy'])} accuracy "
-        f"on {first.metrics['images']:,} images"
+        f"on {first.metrics['images']:,} test images"
     )
     if others:
         sentence += ": " + _list([_comparison(first, other) for other in others])
     level = [_object(other) for other in others if _overlap(first, other)]
     if level:
-        sentence += f". Its 95 % interval overlaps with that of {_list(level)}"
+        sentence += f". Its 95{SPACE}% interval overlaps with that of {_list(level)}"
     return sentence + "."
 
 

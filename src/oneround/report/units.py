@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 SPACE = "\u202f"  # narrow, and no line break between number and unit
 
 
@@ -13,6 +15,12 @@ def percent(share: float | None) -> str:
 def decimal(value: float | None) -> str:
     """Three decimals: ``0.987``."""
     return "–" if value is None else f"{value:.3f}"
+
+
+def interval(bounds: Sequence[float], number: Callable[[float], str]) -> str:
+    """Both ends and the unit once: ``89.4–92.5 %``."""
+    low, high = map(number, bounds)
+    return f"{low.removesuffix(f'{SPACE}%')}–{high}"
 
 
 def si(value: float | None, unit: str) -> str:

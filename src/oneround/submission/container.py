@@ -23,7 +23,7 @@ JSON_LIMIT = 1 << 20
 """Largest manifest and largest header of the weights, in bytes."""
 
 ASK_AGAIN = "Ask the site to write the submission again with oneround."
-COPY_AGAIN = f"Copy the file again and compare sizes; if that does not help: {ASK_AGAIN}"
+COPY_AGAIN = "Copy the file again from the site and compare its size and SHA-256 with theirs."
 
 _OVERHEAD = 4096  # bytes that the ZIP may need besides the content of its members
 _BROKEN = (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error)

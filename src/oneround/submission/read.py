@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -128,7 +129,7 @@ def read_submissions(paths: Iterable[str | os.PathLike[str]], study: Study) -> l
     return sorted(submissions, key=lambda submission: submission.manifest.site)
 
 
-def examine(file: BinaryIO, study: Study | None) -> Findings:
+def examine(file: io.BufferedReader | io.BytesIO, study: Study | None) -> Findings:
     """Look at an open file from the outside in; go on after a problem wherever that is safe."""
     found = Findings(size=file.seek(0, os.SEEK_END))
     file.seek(0)
@@ -175,7 +176,7 @@ def _examine_path(path: str | os.PathLike[str], study: Study | None, limit_bytes
         return Findings([Problem("unreadable", what, "Nothing could be checked.", remedy)])
 
 
-def _open(path: Path, limit_bytes: int) -> BinaryIO:
+def _open(path: Path, limit_bytes: int) -> io.BufferedReader:
     if not path.is_file():
         refuse(
             "not-a-file",

@@ -86,18 +86,21 @@ def compare(
     found: Mapping[str, TensorInfo], expected: Mapping[str, torch.Tensor]
 ) -> Iterable[Problem]:
     """What differs between the file and the network that its manifest names."""
-    why = "The weights do not belong to the architecture that the manifest names."
     common = [name for name in expected if name in found]
     groups = {
-        "tensor-missing": [name for name in expected if name not in found],
-        "tensor-unexpected": [name for name in found if name not in expected],
-        "tensor-shape": [n for n in common if found[n].shape != tuple(expected[n].shape)],
-        "tensor-dtype": [n for n in common if found[n].dtype != expected[n].dtype],
+        ("tensor-missing", "missing"): [n for n in expected if n not in found],
+        ("tensor-unexpected", "not in the network"): [n for n in found if n not in expected],
+        ("tensor-shape", "of another shape"): [
+            n for n in common if found[n].shape != tuple(expected[n].shape)
+        ],
+        ("tensor-dtype", "of another type"): [
+            n for n in common if found[n].dtype != expected[n].dtype
+        ],
     }
-    for code, names in groups.items():
+    why = "The weights do not belong to the architecture that the manifest names."
+    for (code, how), names in groups.items():
         if names:
-            what = f"{len(names)} of {len(expected)} tensors: {code[7:]} ({some(names)})"
-            yield Problem(code, what, why, ASK_AGAIN)
+            yield Problem(code, f"{len(names)} tensor(s) {how}: {some(names)}", why, ASK_AGAIN)
 
 
 def check_values(tensors: Mapping[str, torch.Tensor]) -> Iterable[Problem]:

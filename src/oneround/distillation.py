@@ -1,0 +1,261 @@
+"""Knowledge distillation: the student learns what the ensemble says of mixed samples.
+
+    min_θ E[ λ·T²·KL(p_orig(x̃) ‖ q_θ(x̃)) + (1−λ)·T²·KL(p_noise(x̃) ‖ q_θ(x̃)) ]
+
+with pseudo intermediate samples x̃ = λ·x_s + (1−λ)·x_n of bank images x_s and structure noise
+x_n, the ensemble of client models (p_orig) and of their noise-adapted copies (p_noise); the
+student is q_θ. Kang et al. 2025, in our reading; the temperature form is Hinton et al. 2015.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from oneround.cost import Cost
+from oneround.ensemble import Ensemble
+from oneround.files import load_state, save_state
+from oneround.models import update_statistics
+from oneround.noise import StructureNoise
+from oneround.stage import Stage
+from oneround.study import Strict
+from oneround.synthesis import ImageBank
+from oneround.training import augment, schedule_for
+
+
+class DistillationOptions(Strict):
+    """How the student is trained.
+
+    Attributes:
+        steps: optimization steps.
+        batch_size: samples in each.
+        learning_rate: peak rate of SGD.
+        momentum: Nesterov momentum.
+        weight_decay: of SGD.
+        schedule: learning rate over the steps.
+        temperature: T.
+        mix: ``noise``: pseudo intermediate samples of bank image and structure noise;
+            ``bank``: of two bank images (mixup, Zhang et al. 2018), ``none``: bank images.
+        beta: λ ~ Beta(beta_a, beta_b) is the weight of the bank image.
+        teachers: ``both``, weighted by λ, or one of the two ensembles alone.
+        noise_pool: structure noise images drawn ahead and used again in random positions.
+        augment: random changes of every sample.
+        average: decay of the exponential average of the student's weights; 0: the last state.
+        recalibrate: whether the student's BatchNorm statistics are taken anew from the bank
+            images, without noise, at the end.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    temperature: float = Field(4.0, gt=0)
+    mix: Literal["noise", "bank", "none"] = "noise"
+    beta: tuple[float, float] = (1.0, 1.0)
+    teachers: Literal["both", "original", "noise-adapted"] = "both"
+    noise_pool: int = Field(2048, ge=1)
+    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    average: float = Field(0.0, ge=0, lt=1)
+    recalibrate: bool = True
+    checkpoint_every: int = Field(100, ge=1)
+
+
+class Samples:
+    """An endless source of training samples for the student."""
+
+    def __init__(
+        self,
+        bank: ImageBank,
+        noise: StructureNoise | None,
+        options: DistillationOptions,
+        generator: torch.Generator,
+    ) -> None:
+        self.bank, self.options = bank, options
+        self.noise = torch.empty(0)
+        if options.mix == "noise":
+            if noise is None:
+                raise ValueError("mix='noise' needs structure noise")
+            self.noise = noise.sample(options.noise_pool, generator).half()
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples x̃, (count, C, H, W), and the weight λ of the bank image in each, (count,)."""
+        images = self.bank.sample(count, generator)
+        if self.options.mix == "none":
+            return augment(images, self.options.augment, generator), torch.ones(count)
+        weight = beta(count, *self.options.beta, generator)
+        other = self._noise(count, generator)
+        if self.options.mix == "bank":
+            other = self.bank.sample(count, generator)
+        share = weight.view(-1, 1, 1, 1)
+        mixed = share * augment(images, self.options.augment, generator) + (1 - share) * other
+        return mixed, weight if self.options.mix == "noise" else torch.ones(count)
+
+    def _noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        if not len(self.noise):
+            return self.noise
+        noise = self.noise[torch.randint(len(self.noise), (count,), generator=generator)].float()
+        shifts = [int(torch.randint(side, (), generator=generator)) for side in noise.shape[-2:]]
+        return noise.roll(shifts, (-2, -1))
+
+
+def beta(count: int, a: float, b: float, generator: torch.Generator) -> torch.Tensor:
+    """(count,) draws from Beta(a, b), which torch cannot draw from a generator of its own."""
+    if a == b == 1:
+        return torch.rand(count, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return torch.distributions.Beta(a, b).sample((count,))
+
+
+def distillation_loss(
+    student: torch.Tensor,
+    original: torch.Tensor,
+    adapted: torch.Tensor,
+    weight: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two terms above, each the mean over the batch.
+
+    Args:
+        student: logits, (B, classes).
+        original: log-probabilities of the ensemble at temperature 1, (B, classes).
+        adapted: those of the noise-adapted ensemble.
+        weight: λ, (B,).
+        temperature: T; teacher and student are both softened by it.
+    """
+    log_q = (student / temperature).log_softmax(-1)
+
+    def divergence(teacher: torch.Tensor) -> torch.Tensor:
+        log_p = (teacher / temperature).log_softmax(-1)
+        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    return (weight * divergence(original)).mean(), ((1 - weight) * divergence(adapted)).mean()
+
+
+def distill(
+    ensemble: Ensemble,
+    adapted: Ensemble,
+    samples: Samples,
+    student: nn.Module,
+    options: DistillationOptions,
+    stage: Stage,
+) -> nn.Module:
+    """Train ``student``; its last (or averaged) state is the result, nothing is selected.
+
+    Args:
+        ensemble: the client models.
+        adapted: their noise-adapted copies.
+        samples: what it is trained on.
+        student: a network of any architecture; changed in place.
+        options: see :class:`DistillationOptions`.
+        stage: keeps a checkpoint every ``options.checkpoint_every`` steps.
+
+    Returns:
+        The student in eval mode, on the CPU.
+    """
+    fabric = stage.fabric
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        student.parameters(),
+        lr=options.learning_rate,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        nesterov=options.momentum > 0,
+    )
+    schedule = schedule_for(optimizer, options.schedule, options.learning_rate, options.steps)
+    model, optimizer = fabric.setup(student, optimizer)
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
+    )
+    parts: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "average": average,
+    }
+    done = _resume(parts, stage)
+    meter = stage.meter()
+    model.train()
+    for step in range(done + 1, options.steps + 1):
+        x, weight = samples.draw(options.batch_size, stage.generator(step))
+        x = x.contiguous(memory_format=torch.channels_last)
+        x, weight = fabric.to_device((x, _teacher_weight(weight, options)))
+        with meter.step():
+            original, other = _teach(ensemble, adapted, x, options)
+            logits = model(x)
+            terms = distillation_loss(logits, original, other, weight, options.temperature)
+            loss = terms[0] + terms[1]
+            optimizer.zero_grad()
+            fabric.backward(loss)
+        optimizer.step()
+        schedule.step()
+        if options.average:
+            average.update_parameters(model)
+        if step % 50 == 0 or step == options.steps:
+            agreement = (logits.argmax(1) == original.argmax(1)).float().mean().item()
+            stage.curve.append(
+                {
+                    "step": step,
+                    "loss": loss.item(),
+                    "original": terms[0].item(),
+                    "noise_adapted": terms[1].item(),
+                    "learning_rate": optimizer.param_groups[0]["lr"],
+                    "agreement": agreement,
+                }
+            )
+        if step % options.checkpoint_every == 0 or step == options.steps:
+            _checkpoint(parts, step, stage, meter.cost)
+        stage.tell(step, options.steps, f"loss {loss.item():.3f}")
+    result = average.module if options.average else model
+    if options.recalibrate:
+        images = samples.bank.finished().images.split(256)
+        update_statistics(result, (fabric.to_device(part.float()) for part in images))
+    stage.cost = meter.cost
+    return result.module.cpu().eval()
+
+
+def _teacher_weight(weight: torch.Tensor, options: DistillationOptions) -> torch.Tensor:
+    """Weight of the original ensemble: λ, or 1 or 0 when one of the two teaches alone."""
+    alone = {"original": torch.ones_like(weight), "noise-adapted": torch.zeros_like(weight)}
+    return alone.get(options.teachers, weight)
+
+
+def _teach(
+    ensemble: Ensemble, adapted: Ensemble, x: torch.Tensor, options: DistillationOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of both teachers; a teacher that has no weight is not asked."""
+    with torch.no_grad():
+        alone = options.teachers != "both" or options.mix != "noise"
+        if alone and options.teachers != "noise-adapted":
+            original = ensemble(x)
+            return original, original
+        other = adapted(x)
+        return (other if alone else ensemble(x)), other
+
+
+def _checkpoint(parts: dict[str, Any], step: int, stage: Stage, cost: Cost) -> None:
+    path = stage.file("checkpoint.pt")
+    if path is not None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"step": step, "cost": cost.model_dump(), "curve": stage.curve}
+        save_state(path, state)
+
+
+def _resume(parts: dict[str, Any], stage: Stage) -> int:
+    """Load the last checkpoint, if there is one; the number of steps done."""
+    path = stage.file("checkpoint.pt")
+    if path is None or not path.exists():
+        return 0
+    state = load_state(path)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    stage.cost, stage.curve = Cost(**state["cost"]), state["curve"]
+    step: int = state["step"]
+    return step

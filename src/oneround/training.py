@@ -1,0 +1,269 @@
+"""A site trains its client model on its own images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from oneround import models
+from oneround.cost import Cost
+from oneround.data import ImageSet, batches
+from oneround.errors import OneRoundError
+from oneround.evaluation import evaluate, predict
+from oneround.files import load_state, save_state
+from oneround.stage import Stage, derived_seed
+from oneround.study import ArchitectureSpec, Study, TrainingSpec
+from oneround.submission import TrainingSummary
+
+
+@dataclass(frozen=True)
+class ClientModel:
+    """What training at one site gives; all that a submission needs.
+
+    Attributes:
+        model: in eval mode, on the CPU.
+        architecture: its name and arguments.
+        images: number of training images.
+        class_counts: (classes,) training images of each class.
+        training: how it went.
+    """
+
+    model: nn.Module
+    architecture: ArchitectureSpec
+    images: int
+    class_counts: tuple[int, ...]
+    training: TrainingSummary
+
+
+def train_client(
+    study: Study,
+    site: str,
+    train: ImageSet,
+    val: ImageSet | None = None,
+    *,
+    architecture: ArchitectureSpec | None = None,
+    model: nn.Module | None = None,
+    stage: Stage | None = None,
+) -> ClientModel:
+    """Train as the study says; the epoch with the lowest validation loss is the result.
+
+    Args:
+        study: classes, image shape and training recipe.
+        site: this site's name; its seed derives from the study's seed and this name.
+        train: training images.
+        val: the site's own validation images; by default a part of ``train`` is cut off.
+        architecture: one of the study's; the first by default.
+        model: a network to train instead of a fresh one of ``architecture``.
+        stage: where epochs are kept, so that an interrupted training goes on.
+
+    Raises:
+        OneRoundError: fewer than two training images, images of another shape, a checkpoint
+            of another training, or a loss that is not finite.
+    """
+    seed = derived_seed(study.seed, site)
+    stage = stage or Stage("training", seed)
+    spec, architecture = study.training, architecture or study.architectures[0]
+    train, val = _splits(study, train, val, stage)
+    model = model or models.build(architecture, study.image, len(study.classes), seed)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer, schedule = optimizer_for(model, spec, spec.epochs * _steps(len(train), spec))
+    model, optimizer = stage.fabric.setup(model, optimizer)
+    best: dict[str, Any] = {"loss": float("inf"), "epoch": 0, "model": {}}
+    identity = f"{study.hash} {architecture} {seed} {train.class_counts().tolist()}"
+    first = 1
+    checkpoint = stage.file("checkpoint.pt")
+    if checkpoint is not None and checkpoint.exists():
+        state = load_state(checkpoint)
+        if state["identity"] != identity:
+            raise OneRoundError(
+                "this checkpoint belongs to another study, site or data set.",
+                file=checkpoint,
+                remedy="Choose another --out, or delete the checkpoint to start anew.",
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first, best = state["epoch"] + 1, state["best"]
+        stage.cost, stage.curve = Cost(**state["cost"]), state["curve"]
+    meter = stage.meter()
+    for epoch in range(first, spec.epochs + 1):
+        loss = _train_epoch(model, optimizer, schedule, study, train, stage, epoch, meter)
+        entry = {"epoch": epoch, "loss": loss} | _validate(model, study, val, stage)
+        stage.curve.append(entry)
+        if entry["val_loss"] < best["loss"]:
+            best = {"loss": entry["val_loss"], "epoch": epoch, "model": _copy(model)}
+        if checkpoint is not None:
+            state = {
+                "identity": identity,
+                "epoch": epoch,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "best": best,
+                "cost": meter.cost.model_dump(),
+                "curve": stage.curve,
+            }
+            save_state(checkpoint, state)
+        stage.tell(epoch, spec.epochs, f"{site}: {entry['val_accuracy']:.0%} on its own validation")
+    model.load_state_dict(best["model"])
+    stage.cost = meter.cost
+    result = model.module.cpu().eval()
+    metrics = evaluate(result, val, study.image, resamples=0)
+    summary = TrainingSummary(
+        epochs=spec.epochs,
+        best_epoch=best["epoch"],
+        loss=stage.curve[best["epoch"] - 1]["loss"],
+        validation={
+            name: value
+            for name in ("accuracy", "balanced_accuracy", "auroc")
+            if (value := getattr(metrics, name)) is not None
+        },
+    )
+    counts = tuple(train.class_counts().tolist())
+    return ClientModel(result, architecture, len(train), counts, summary)
+
+
+def optimizer_for(
+    model: nn.Module, spec: TrainingSpec, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """SGD with Nesterov momentum and the study's learning-rate schedule over ``steps``."""
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=spec.learning_rate,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        nesterov=spec.momentum > 0,
+    )
+    return optimizer, schedule_for(optimizer, spec.schedule, spec.learning_rate, steps)
+
+
+def schedule_for(
+    optimizer: torch.optim.Optimizer, schedule: str, learning_rate: float, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """``one-cycle`` (Smith and Topin, 2019: up for 30 %, then down to zero) or ``constant``."""
+    if schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, cycle_momentum=False
+    )
+
+
+def augment(
+    x: torch.Tensor, kinds: Sequence[str], generator: torch.Generator, fill: float = 0.0
+) -> torch.Tensor:
+    """Random changes that keep the class, drawn for every image of the batch.
+
+    One affine map per image covers ``flip`` (left–right), ``shift`` (up to 8 % of the side) and
+    ``rotate`` (up to 15°); ``intensity`` scales and shifts the values by up to 10 %. Done for
+    the whole batch at once: transforms that go image by image cost more than the training
+    step of a small network.
+
+    Args:
+        x: (B, C, H, W).
+        kinds: any of ``flip``, ``shift``, ``rotate``, ``intensity``.
+    """
+    count = len(x)
+    if {"flip", "shift", "rotate"} & set(kinds):
+        angle = torch.zeros(count)
+        if "rotate" in kinds:
+            angle = (torch.rand(count, generator=generator) * 2 - 1) * torch.pi / 12
+        mirror = torch.ones(count)
+        if "flip" in kinds:
+            mirror = torch.randint(0, 2, (count,), generator=generator) * 2.0 - 1
+        shift = torch.zeros(count, 2)
+        if "shift" in kinds:
+            shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * 0.16
+        cos, sin = angle.cos(), angle.sin()
+        rows = torch.stack([mirror * cos, -sin, shift[:, 0], mirror * sin, cos, shift[:, 1]], 1)
+        maps = rows.view(count, 2, 3).to(x.device, x.dtype)
+        grid = nn.functional.affine_grid(maps, list(x.shape), align_corners=False)
+        x = nn.functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    if "intensity" in kinds:
+        change = (torch.rand(count, 2, 1, 1, generator=generator) * 2 - 1).to(x.device, x.dtype)
+        x = x * (1 + 0.1 * change[:, :1]) + 0.1 * change[:, 1:]
+    return x
+
+
+def _train_epoch(
+    model: Any,
+    optimizer: Any,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    study: Study,
+    train: ImageSet,
+    stage: Stage,
+    epoch: int,
+    meter: Any,
+) -> float:
+    """One pass over the training images; the mean loss."""
+    generator = stage.generator(epoch)
+    weights = class_weights(train.class_counts()) if study.training.class_weighted else None
+    loss_of = nn.CrossEntropyLoss(weight=weights).to(stage.fabric.device)
+    model.train()
+    total, seen = 0.0, 0
+    for indices in batches(len(train), study.training.batch_size, generator):
+        x = augment(study.image.normalize(train.pixels(indices)), study.training.augment, generator)
+        x = x.contiguous(memory_format=torch.channels_last)
+        x, labels = stage.fabric.to_device((x, train.labels[indices]))
+        with meter.step(len(x)):
+            loss = loss_of(model(x), labels)
+            optimizer.zero_grad()
+            stage.fabric.backward(loss)
+        optimizer.step()
+        schedule.step()
+        total, seen = total + loss.item() * len(x), seen + len(x)
+    if not torch.isfinite(torch.tensor(total)):
+        raise OneRoundError(
+            f"the training loss is not finite in epoch {epoch}.",
+            remedy="Agree on a smaller learning rate in the study.",
+        )
+    return total / seen
+
+
+def class_weights(counts: torch.Tensor) -> torch.Tensor:
+    """Weight of each class in the loss, inverse to its frequency, with mean 1 over images."""
+    present = counts > 0
+    weights = counts.sum() / (present.sum() * counts.clamp_min(1))
+    return torch.where(present, weights, 0.0)
+
+
+def _validate(model: nn.Module, study: Study, val: ImageSet, stage: Stage) -> dict[str, float]:
+    probabilities = predict(model, val, study.image, fabric=stage.fabric)
+    loss = nn.functional.nll_loss(probabilities.clamp_min(1e-12).log(), val.labels)
+    hits = (probabilities.argmax(1) == val.labels).float().mean()
+    return {"val_loss": loss.item(), "val_accuracy": hits.item()}
+
+
+def _splits(
+    study: Study, train: ImageSet, val: ImageSet | None, stage: Stage
+) -> tuple[ImageSet, ImageSet]:
+    """Checked training and validation images; one image serves as both if there is no other."""
+    if len(train) == 0:
+        raise OneRoundError(
+            "there is no training image.", remedy="Give this site at least one image of any class."
+        )
+    if tuple(train.images.shape[1:]) != study.image.shape:
+        raise OneRoundError(
+            f"images are {tuple(train.images.shape[1:])}, the study says {study.image.shape}.",
+            remedy="Read them with `read_splits(path, image=study.image)`, which resizes.",
+        )
+    if val is not None and len(val) > 0:
+        return train, val
+    if len(train) < 2:
+        return train, train
+    order = torch.randperm(len(train), generator=stage.generator("validation split"))
+    held_out = max(1, round(study.training.validation_fraction * len(train)))
+    return train.subset(order[held_out:].sort()[0]), train.subset(order[:held_out].sort()[0])
+
+
+def _steps(images: int, spec: TrainingSpec) -> int:
+    """Steps of one epoch, as :func:`oneround.data.batches` makes them."""
+    full, rest = divmod(images, spec.batch_size)
+    return max(1, full + (rest > 1))
+
+
+def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

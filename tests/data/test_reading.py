@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oneround.data import describe, read_splits
+from oneround.data.images import read_image
+from oneround.errors import OneRoundError
+from oneround.study import ImageSpec
+
+IMAGE = ImageSpec(channels=1, height=8, width=10)
+
+
+def save(path, *, size=(8, 10), value=None, dtype=np.uint8, channels=()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = sum(path.as_posix()[-20:].encode())
+    array = np.random.default_rng(seed).integers(0, 256, (*size, *channels))
+    array = array if value is None else np.full_like(array, value)
+    Image.fromarray(array.astype(dtype)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "root"
+    for i in range(10):
+        save(root / "train" / "NORMAL" / f"{i}.png", value=i)
+        save(root / "train" / "PNEUMONIA" / f"{i}.jpeg", size=(30, 20))
+    save(root / "test" / "NORMAL" / "0.png", value=100)
+    return root
+
+
+def test_folder(folder):
+    splits = read_splits(folder, image=IMAGE)
+    train, test = splits.train, splits.test
+    assert train.classes == ("NORMAL", "PNEUMONIA")
+    assert train.class_counts().tolist() == [10, 10]
+    assert train.images.shape == (20, 1, 8, 10)
+    assert train.images.dtype == torch.uint8
+    assert train.images[:10, 0, 0, 0].tolist() == list(range(10))
+    assert splits.val is None
+    assert test.pixels().mean().item() == pytest.approx(100 / 255)
+    assert (train.sites, splits.skipped) == (None, ())
+
+
+def test_one_image_reads_as_in_a_data_set(folder):
+    train = read_splits(folder, image=IMAGE).train
+    pixels = read_image(folder / "train" / "PNEUMONIA" / "3.jpeg", IMAGE)
+    assert torch.equal(pixels, train.pixels()[13])
+
+
+def test_given_classes_rule_the_order_and_may_be_empty(folder):
+    train = read_splits(folder, image=IMAGE, classes=["PNEUMONIA", "COVID", "NORMAL"]).train
+    assert train.class_counts().tolist() == [10, 0, 10]
+    assert train.labels[0] == 2
+
+
+def test_unknown_label_names_the_file(folder):
+    with pytest.raises(OneRoundError, match="'PNEUMONIA' is not a class") as caught:
+        read_splits(folder, image=IMAGE, classes=["NORMAL", "COVID"])
+    assert caught.value.file.startswith(str(folder / "train" / "PNEUMONIA"))
+
+
+def test_mixed_depths_become_float(folder):
+    save(folder / "train" / "NORMAL" / "x.png", value=65535, dtype=np.uint16)
+    train = read_splits(folder, image=IMAGE).train
+    assert train.images.dtype == torch.float32
+    assert train.images[10].min() == 1
+    assert train.images[9].max().item() == pytest.approx(9 / 255)
+
+
+def test_unreadable_files_are_skipped_up_to_a_share(folder):
+    broken = folder / "train" / "NORMAL" / "5.png"
+    broken.write_bytes(b"")
+    splits = read_splits(folder, image=IMAGE)
+    assert splits.skipped == (f"{broken}: the file is empty",)
+    assert splits.train.images[:9, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    with pytest.raises(OneRoundError, match=r"1 of 21 images \(5%\) are unreadable") as caught:
+        read_splits(folder, image=IMAGE, max_skipped=0)
+    assert str(broken) in str(caught.value)
+
+
+def test_nothing_readable_is_an_error_at_any_share(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").touch()
+    with pytest.raises(OneRoundError, match="1 of 1"):
+        read_splits(tmp_path, image=IMAGE, max_skipped=1)
+    with pytest.raises(OneRoundError, match="empty"):
+        describe(tmp_path)
+
+
+def test_csv_with_sites_and_a_missing_file(tmp_path):
+    for name in ("1", "2", "3"):
+        save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "list.csv").write_text(
+        "path,label,split,site\n"
+        "images/1.png,ill,train,north\n"
+        "images/2.png,well,train,south\n"
+        "images/3.png,ill,val,south\n"
+        "images/4.png,ill,val,south\n"
+    )
+    splits = read_splits(tmp_path / "list.csv", image=IMAGE, max_skipped=0.5)
+    assert splits.train.sites == ("north", "south")
+    assert splits.val.sites == ("south",)
+    assert splits.train.labels.tolist() == [0, 1]
+    assert splits.skipped == (f"{tmp_path / 'images' / '4.png'}: no such file",)
+    assert describe(tmp_path / "list.csv").counts == {"train": 2, "val": 2}
+
+
+def test_csv_for_evaluation_only(tmp_path):
+    save(tmp_path / "1.png")
+    (tmp_path / "list.csv").write_text("path,label,split\n1.png,a,test\n")
+    splits = read_splits(tmp_path / "list.csv", image=IMAGE, classes=["a", "b"])
+    assert (len(splits.train), splits.val, len(splits.test)) == (0, None, 1)
+
+
+def test_paths_that_are_no_data_set(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for path in (tmp_path / "notes.txt", tmp_path / "missing"):
+        with pytest.raises(OneRoundError) as caught:
+            read_splits(path, image=IMAGE)
+        assert caught.value.file == str(path)
+        assert "CSV" in caught.value.remedy
+
+
+def test_describe_takes_the_common_size_and_true_channels(folder):
+    for i in range(5):  # gray stored as color
+        save(folder / "train" / "NORMAL" / f"rgb{i}.png", value=i, channels=(3,))
+    description = describe(folder)
+    assert description.classes == ("NORMAL", "PNEUMONIA")
+    assert description.image == ImageSpec(channels=1, height=8, width=10)
+    assert description.counts == {"train": 25, "test": 1}
+
+
+def test_describe_caps_the_size_and_sees_color(tmp_path):
+    save(tmp_path / "a" / "1.png", size=(300, 200), channels=(3,))
+    assert describe(tmp_path).image.shape == (3, 224, 200)

@@ -1,0 +1,166 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from oneround.errors import OneRoundError
+from oneround.report import write_report
+from oneround.report.units import decimal, percent
+
+from .made_up_run import CLASSES, FAMILIES, SITES, make_distill_run, make_run
+
+SECTIONS = {
+    "models", "classes", "sites", "bank", "noise", "mixed", "curves", "cost", "origin",
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Tags, references, section ids, rows of table cells and the text of a page."""
+
+    VOID = ("meta", "img", "path")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.sections: set[str] = set()
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.references += [v for k, v in attributes if k in ("src", "href", "srcset", "data")]
+        self.sections |= {v for k, v in attributes if k == "id"}
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        if tag != "path" or self.open[-1] == "path":
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data + ("|" if self.open[-1] == "span" else "")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    results = make_run(run)
+    path = write_report(run)
+    assert path == run / "report.html"
+    return results, path.read_text("utf-8")
+
+
+def test_nothing_comes_from_outside(made):
+    _, html = made
+    page = Page(html)
+    assert page.references
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert not {"script", "link", "iframe", "object"} & page.tags
+    assert not re.search(r"url\(|@import|https?://", html)
+    assert len(html) < 3_000_000
+
+
+def test_outside_names_are_escaped(made):
+    _, html = made
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(" in html
+
+
+def test_every_section_is_there_and_tags_are_balanced(made):
+    page = Page(made[1])
+    assert page.sections == SECTIONS
+    assert not page.open
+    for name in [*CLASSES, *FAMILIES, *SITES, "not a medical device", "λ 0."]:
+        assert name in page.text
+
+
+def test_numbers_equal_results(made):
+    results, html = made
+    rows = {row[0]: row for row in Page(html).rows if len(row) == 6}
+    models = results["models"]
+    named = {"Global model": models["global"], "Ensemble": models["ensemble"]}
+    named |= {"One-shot FedAvg": models["fedavg"]} | {m["site"]: m for m in models["sites"]}
+    for name, metrics in named.items():
+        for cell, key, number in zip(
+            rows[name][1:4],
+            ("accuracy", "balanced_accuracy", "auroc"),
+            (percent, percent, decimal),
+            strict=True,
+        ):
+            assert cell.startswith(number(metrics[key]))
+            assert number(metrics["intervals"][key][1]) in cell
+    assert rows["Global model"][5] == "3.66\u202fMB"
+    assert rows["site-1"][5] == "732\u202fkB"
+
+
+def test_confusion_and_class_counts_equal_results(made):
+    results, html = made
+    rows = Page(html).rows
+    for index, counts in enumerate(results["models"]["global"]["confusion"]):
+        row = next(row for row in rows if row[0] == f"{index + 1}|{CLASSES[index]}")
+        assert row[1:9] == [str(count) for count in counts]
+    for site, counts in results["class_counts"].items():
+        row = next(row for row in rows if row[0] == site and len(row) == 10)
+        assert row[1:] == [str(count) for count in counts] + [f"{sum(counts):,}"]
+
+
+def test_everything_that_went_in_is_named(made):
+    results, html = made
+    page = Page(html)
+    hashes = [results["study"]["hash"], *results["hashes"].values()]
+    hashes += [submission["sha256"] for submission in results["submissions"]]
+    for text in [*hashes, *results["versions"].values(), *results["notes"], results["command"]]:
+        assert text in page.text
+    assert ["inversion.weights.tv", "2.5e-05"] in page.rows
+    assert ["Synthesis", "220\u202fTFLOP", "4\u202fmin 11\u202fs", "2.1\u202fGB"] in page.rows
+
+
+def test_distill_without_images(tmp_path):
+    make_distill_run(tmp_path)
+    page = Page(write_report(tmp_path).read_text("utf-8"))
+    assert page.sections == SECTIONS - {"models", "classes", "sites"} | {"evaluation"}
+    assert "Evaluation happens at the sites" in page.text
+    assert "Balanced accuracy" not in page.text
+
+
+def test_missing_parts_are_left_out(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 1, "method": "fedavg"}')
+    page = Page(write_report(tmp_path).read_text("utf-8"))
+    assert page.sections == {"evaluation", "origin"}
+
+
+def test_large_images_stay_small(tmp_path):
+    make_run(tmp_path, side=224)
+    assert write_report(tmp_path).stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]"])
+def test_unreadable_results(tmp_path, content):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(OneRoundError) as caught:
+        write_report(tmp_path)
+    assert caught.value.file == str(tmp_path / "results.json")
+    assert caught.value.remedy
+
+
+def test_damaged_gallery(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"method": "kang2025"}))
+    (tmp_path / "gallery.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(OneRoundError, match="gallery"):
+        write_report(tmp_path)
