@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -71,26 +71,19 @@ class Meter:
         )
 
 
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
 def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
-        _CLEAR_REFS.write_text("5")  # Linux: forget the peak so far
-    except OSError:
-        pass  # elsewhere the peak is that of the whole process
+    with suppress(OSError):  # Linux only; elsewhere the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    try:
+    with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -9,6 +9,7 @@ student is q_θ. Kang et al. 2025, in our reading; the temperature form is Hinto
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -16,13 +17,16 @@ from pydantic import Field
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from oneround import models
 from oneround.cost import Cost
 from oneround.ensemble import Ensemble
+from oneround.errors import OneRoundError
 from oneround.files import load_state, save_state
+from oneround.model_file import load_model
 from oneround.models import update_statistics
 from oneround.noise import StructureNoise
-from oneround.stage import Stage
-from oneround.study import Strict
+from oneround.stage import Stage, derived_seed
+from oneround.study import ArchitectureSpec, Strict, Study
 from oneround.synthesis import ImageBank
 from oneround.training import augment, schedule_for
 
@@ -47,24 +51,29 @@ class DistillationOptions(Strict):
         average: decay of the exponential average of the student's weights; 0: the last state.
         recalibrate: whether the student's BatchNorm statistics are taken anew from the bank
             images, without noise, at the end.
+        student: its architecture; by default that of the site with the most images.
+        start: ``scratch``; ``largest-site``: the client model with the most images (of the
+            student's architecture); or the path of a model file.
         checkpoint_every: steps between checkpoints.
     """
 
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(128, ge=2)
-    learning_rate: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    steps: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    learning_rate: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
-    temperature: float = Field(4.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0)
     mix: Literal["noise", "bank", "none"] = "noise"
     beta: tuple[float, float] = (1.0, 1.0)
     teachers: Literal["both", "original", "noise-adapted"] = "both"
-    noise_pool: int = Field(2048, ge=1)
+    noise_pool: int = Field(default=2048, ge=1)
     augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
-    average: float = Field(0.0, ge=0, lt=1)
+    average: float = Field(default=0.0, ge=0, lt=1)
     recalibrate: bool = True
-    checkpoint_every: int = Field(100, ge=1)
+    student: ArchitectureSpec | None = None
+    start: str = "scratch"
+    checkpoint_every: int = Field(default=100, ge=1)
 
 
 class Samples:
@@ -73,16 +82,14 @@ class Samples:
     def __init__(
         self,
         bank: ImageBank,
-        noise: StructureNoise | None,
+        noise: StructureNoise,
         options: DistillationOptions,
-        generator: torch.Generator,
+        stage: Stage,
     ) -> None:
         self.bank, self.options = bank, options
         self.noise = torch.empty(0)
         if options.mix == "noise":
-            if noise is None:
-                raise ValueError("mix='noise' needs structure noise")
-            self.noise = noise.sample(options.noise_pool, generator).half()
+            self.noise = noise.sample(options.noise_pool, stage.generator("noise")).half()
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Samples x̃, (count, C, H, W), and the weight λ of the bank image in each, (count,)."""
@@ -90,16 +97,16 @@ class Samples:
         if self.options.mix == "none":
             return augment(images, self.options.augment, generator), torch.ones(count)
         weight = beta(count, *self.options.beta, generator)
-        other = self._noise(count, generator)
-        if self.options.mix == "bank":
+        if self.options.mix == "noise":
+            other = self._noise(count, generator)
+        else:
             other = self.bank.sample(count, generator)
         share = weight.view(-1, 1, 1, 1)
         mixed = share * augment(images, self.options.augment, generator) + (1 - share) * other
         return mixed, weight if self.options.mix == "noise" else torch.ones(count)
 
     def _noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        if not len(self.noise):
-            return self.noise
+        """Noise images from the pool, all at one random cyclic shift."""
         noise = self.noise[torch.randint(len(self.noise), (count,), generator=generator)].float()
         shifts = [int(torch.randint(side, (), generator=generator)) for side in noise.shape[-2:]]
         return noise.roll(shifts, (-2, -1))
@@ -139,7 +146,32 @@ def distillation_loss(
     return (weight * divergence(original)).mean(), ((1 - weight) * divergence(adapted)).mean()
 
 
-def distill(
+def new_student(
+    ensemble: Ensemble, study: Study, options: DistillationOptions, stage: Stage
+) -> tuple[nn.Module, ArchitectureSpec]:
+    """The student before training, and its architecture.
+
+    Raises:
+        OneRoundError: no client model has the student's architecture to start from.
+    """
+    largest = sorted(ensemble.clients, key=lambda client: -client.images)
+    architecture = options.student or largest[0].architecture
+    if options.start == "scratch":
+        seed = derived_seed(stage.seed, "student")
+        return models.build(architecture, study.image, len(study.classes), seed), architecture
+    if options.start != "largest-site":
+        return _from_file(options.start, study, architecture), architecture
+    for client in largest:
+        if client.architecture == architecture:
+            student = copy.deepcopy(client.model).requires_grad_(True)
+            return student, architecture
+    raise OneRoundError(
+        f"no client model is a {architecture} to start from.",
+        remedy="Set distillation.start=scratch, or leave out distillation.student.",
+    )
+
+
+def train_student(
     ensemble: Ensemble,
     adapted: Ensemble,
     samples: Samples,
@@ -161,7 +193,7 @@ def distill(
         The student in eval mode, on the CPU.
     """
     fabric = stage.fabric
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    models.to_fast_layout(student)
     optimizer = torch.optim.SGD(
         student.parameters(),
         lr=options.learning_rate,
@@ -171,9 +203,8 @@ def distill(
     )
     schedule = schedule_for(optimizer, options.schedule, options.learning_rate, options.steps)
     model, optimizer = fabric.setup(student, optimizer)
-    average = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
-    )
+    averaging = get_ema_multi_avg_fn(options.average)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
     parts: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
@@ -185,7 +216,6 @@ def distill(
     model.train()
     for step in range(done + 1, options.steps + 1):
         x, weight = samples.draw(options.batch_size, stage.generator(step))
-        x = x.contiguous(memory_format=torch.channels_last)
         x, weight = fabric.to_device((x, _teacher_weight(weight, options)))
         with meter.step():
             original, other = _teach(ensemble, adapted, x, options)
@@ -213,12 +243,27 @@ def distill(
         if step % options.checkpoint_every == 0 or step == options.steps:
             _checkpoint(parts, step, stage, meter.cost)
         stage.tell(step, options.steps, f"loss {loss.item():.3f}")
-    result = average.module if options.average else model
+    if options.average:
+        model.load_state_dict(average.module.state_dict())
     if options.recalibrate:
-        images = samples.bank.finished().images.split(256)
-        update_statistics(result, (fabric.to_device(part.float()) for part in images))
+        images = torch.split(samples.bank.finished().images, 256)
+        update_statistics(model, (fabric.to_device(part.float()) for part in images))
     stage.cost = meter.cost
-    return result.module.cpu().eval()
+    return student.cpu().eval()
+
+
+def _from_file(path: str, study: Study, architecture: ArchitectureSpec) -> nn.Module:
+    """Weights of a model file in a network of the student's architecture."""
+    student = models.build(architecture, study.image, len(study.classes))
+    try:
+        student.load_state_dict(load_model(path).model.state_dict())
+    except RuntimeError as error:
+        raise OneRoundError(
+            f"the model is not a {architecture} for {len(study.classes)} classes.",
+            file=path,
+            remedy="Set distillation.student to its architecture, or start from scratch.",
+        ) from error
+    return student
 
 
 def _teacher_weight(weight: torch.Tensor, options: DistillationOptions) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,10 +12,10 @@ from pydantic import Field
 from torch import nn
 
 from oneround.errors import OneRoundError
-from oneround.models import batch_norms, require_batch_norm, update_statistics
+from oneround.models import batch_norms, require_batch_norm, to_fast_layout, update_statistics
 from oneround.noise import StructureNoise
 from oneround.stage import Stage
-from oneround.study import Strict
+from oneround.study import ArchitectureSpec, Strict
 
 Rule = Literal["auto", "logits", "probabilities", "class-counts"]
 """How client outputs become one; ``auto``: ``class-counts`` where all sites share theirs,
@@ -47,44 +48,59 @@ RULES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 probabilities that were softened first comes close to averaging logits."""
 
 
+@dataclass(frozen=True)
+class Client:
+    """A client model, and what is known of the site that trained it.
+
+    Attributes:
+        site: name of the site.
+        model: from (B, C, H, W) to logits (B, classes).
+        architecture: its name and arguments.
+        images: number of training images.
+        class_counts: training images of each class, or ``None`` if the site keeps them.
+    """
+
+    site: str
+    model: nn.Module
+    architecture: ArchitectureSpec
+    images: int
+    class_counts: tuple[int, ...] | None = None
+
+
 class Ensemble(nn.Module):
     """Frozen client models with a combination rule.
 
     Args:
-        models: K networks from (B, C, H, W) to (B, classes); architectures may differ.
-        sites: their names.
-        class_counts: (K, classes) training images of each class at each site, or ``None``.
+        clients: K client models; architectures may differ.
         rule: see :data:`Rule`.
 
     Raises:
-        OneRoundError: rule ``class-counts`` without class counts.
+        OneRoundError: rule ``class-counts``, and a site keeps its class counts.
     """
 
-    def __init__(
-        self,
-        models: Sequence[nn.Module],
-        sites: Sequence[str],
-        class_counts: torch.Tensor | None = None,
-        rule: Rule = "auto",
-    ) -> None:
+    weights: torch.Tensor
+
+    def __init__(self, clients: Sequence[Client], rule: Rule = "auto") -> None:
         super().__init__()
+        secret = [client.site for client in clients if client.class_counts is None]
         if rule == "auto":
-            rule = "probabilities" if class_counts is None else "class-counts"
-        if rule == "class-counts" and class_counts is None:
+            rule = "probabilities" if secret else "class-counts"
+        if rule == "class-counts" and secret:
             raise OneRoundError(
-                "the rule class-counts needs the class counts of every site.",
+                f"the rule class-counts needs the class counts of {', '.join(secret)}.",
                 remedy="Use the rule `probabilities`, or ask the sites to share their counts.",
             )
-        self.models = nn.ModuleList(models).eval().requires_grad_(False)
-        self.models.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.sites = tuple(sites)
-        self.class_counts = class_counts
-        self.rule: str = rule
-        self.register_buffer("weights", _weights(class_counts, len(models)))
+        self.clients = tuple(clients)
+        self.rule: Rule = rule
+        self.models = nn.ModuleList(client.model for client in clients).eval()
+        self.models.requires_grad_(False)
+        for model in self.models:
+            to_fast_layout(model)
+        self.register_buffer("weights", _weights([client.class_counts for client in clients]))
 
     def with_rule(self, rule: Rule) -> Ensemble:
-        """The same client models (not copies) with another rule."""
-        return Ensemble(list(self.models), self.sites, self.class_counts, rule)
+        """The same client models (not copies) with another rule, on the same device."""
+        return Ensemble(self.clients, rule).to(self.weights.device)
 
     def client_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs of every client model, (K, B, classes)."""
@@ -94,18 +110,13 @@ class Ensemble(nn.Module):
         """Combined log-probabilities, (B, classes), of network input (B, C, H, W)."""
         return RULES[self.rule](self.client_logits(x).float(), self.weights)
 
-    @property
-    def largest_site(self) -> int:
-        """Index of the site with the most training images (the first one, if not known)."""
-        return 0 if self.class_counts is None else int(self.class_counts.sum(1).argmax())
 
-
-def _weights(class_counts: torch.Tensor | None, sites: int) -> torch.Tensor:
-    """w_kc = n_kc / Σ_k n_kc; equal where nobody has seen the class."""
-    if class_counts is None:
-        return torch.full((sites, 1), 1 / sites)
-    counts = class_counts.float()
-    return torch.where(counts.sum(0) > 0, counts / counts.sum(0).clamp_min(1), 1 / sites)
+def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:
+    """w_kc = n_kc / Σ_k n_kc; equal where nobody has seen the class, or a site does not say."""
+    if not all(class_counts):
+        return torch.full((len(class_counts), 1), 1 / len(class_counts))
+    counts = torch.tensor(class_counts, dtype=torch.float32)
+    return torch.where(counts.sum(0) > 0, counts / counts.sum(0).clamp_min(1), 1 / len(counts))
 
 
 class AdaptationOptions(Strict):
@@ -121,9 +132,9 @@ class AdaptationOptions(Strict):
     """
 
     statistics: Literal["running", "batch"] = "running"
-    batches: int = Field(8, ge=1)
-    batch_size: int = Field(128, ge=2)
-    momentum: float = Field(0.0, ge=0, le=1)
+    batches: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    momentum: float = Field(default=0.0, ge=0, le=1)
 
 
 def adapt_to_noise(
@@ -138,8 +149,8 @@ def adapt_to_noise(
     """
     adapted = copy.deepcopy(ensemble)
     meter = stage.meter()
-    for number, (model, site) in enumerate(zip(adapted.models, adapted.sites, strict=True)):
-        require_batch_norm(model, site)
+    for number, (model, client) in enumerate(zip(adapted.models, adapted.clients, strict=True)):
+        require_batch_norm(model, client.site)
         if options.statistics == "batch":
             for layer in batch_norms(model):
                 layer.track_running_stats = False

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from oneround.errors import OneRoundError
 
@@ -93,3 +94,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write JSON that people can read, atomically; NaN is refused."""
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
+    """Write a matplotlib figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    write_atomic(path, buffer.getvalue())

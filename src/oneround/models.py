@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
+from typing import TypeGuard
 
 import torch
 from monai.networks.nets import DenseNet, ResNet
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from oneround.errors import OneRoundError
 from oneround.study import ArchitectureSpec, ImageSpec
@@ -45,7 +47,7 @@ def _resnet(layers: list[int]) -> Builder:
         """
         small = {"small": True, "standard": False}[stem]
         groups = {"num_groups": 8 if width % 8 == 0 else 1}
-        return ResNet(
+        network: nn.Module = ResNet(
             "basic",
             layers,
             [width, 2 * width, 4 * width, 8 * width],
@@ -57,6 +59,7 @@ def _resnet(layers: list[int]) -> Builder:
             num_classes=classes,
             norm={"batch": "batch", "group": ("group", groups)}[norm],
         )
+        return network
 
     return build
 
@@ -70,7 +73,7 @@ def _densenet(
     block_config: list[int] = [6, 12, 8],  # noqa: B006 (never changed)
 ) -> nn.Module:
     """DenseNet with BatchNorm (Huang et al., CVPR 2017); three short blocks by default."""
-    return DenseNet(
+    network: nn.Module = DenseNet(
         spatial_dims=2,
         in_channels=channels,
         out_channels=classes,
@@ -78,6 +81,7 @@ def _densenet(
         growth_rate=growth_rate,
         block_config=tuple(block_config),
     )
+    return network
 
 
 _BUILDERS |= {
@@ -110,16 +114,18 @@ def build(
         )
     for key, value in architecture.arguments.items():
         numbers = value if isinstance(value, list) else [value]
-        if len(numbers) > 16 or any(isinstance(n, int) and not 0 <= n <= 4096 for n in numbers):
+        if any(isinstance(n, int | float) and not 0 <= n <= 4096 for n in numbers) or (
+            isinstance(value, list) and (len(value) > 16 or sum(value) > 1024)
+        ):
             raise OneRoundError(
                 f"architecture {architecture}: {key} is out of range.",
-                remedy="Use at most 16 numbers between 0 and 4096.",
+                remedy="Use numbers from 0 to 4096; lists of up to 16, that sum to at most 1024.",
             )
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _BUILDERS[architecture.name](image.channels, classes, **architecture.arguments)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise OneRoundError(
             f"architecture {architecture}: {error}.",
             remedy="Correct its arguments in the study; docs/reference lists them.",
@@ -134,11 +140,30 @@ def expected_tensors(
         return build(architecture, image, classes).state_dict()
 
 
-def batch_norms(model: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+def to_fast_layout(model: nn.Module) -> None:
+    """Put the weights into channels-last order, which is faster on CPUs, where that is safe.
+
+    oneDNN writes out of bounds in the backward pass of a strided 1×1 convolution in this
+    order when its input channels do not fill a vector register (oneDNN issue 6035): torch then
+    crashes or trains on wrong gradients. Networks with such a layer stay as they are.
+    """
+    convolutions = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    if any(
+        layer.in_channels % 16 and set(layer.kernel_size) == {1} and max(layer.stride) > 1
+        for layer in convolutions
+    ):
+        return
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether ``module`` is a BatchNorm layer that keeps running statistics."""
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def batch_norms(model: nn.Module) -> Iterator[_BatchNorm]:
     """The BatchNorm layers of ``model`` that keep running statistics, in order."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            yield module
+    return filter(is_batch_norm, model.modules())
 
 
 def require_batch_norm(model: nn.Module, site: str) -> None:

@@ -47,8 +47,8 @@ class NoiseOptions(Strict):
         color: whether the channels differ; ``False`` gives grey images, whatever the channels.
     """
 
-    families: tuple[Family, ...] = Field(get_args(Family), min_length=1)
-    contrast: float = Field(1.0, ge=0)
+    families: tuple[Family, ...] = Field(default=get_args(Family), min_length=1)
+    contrast: float = Field(default=1.0, ge=0)
     color: bool = True
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,9 @@ from oneround.files import write_atomic
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$")]
 """A name that is also safe as a file name: letters, digits, ``._-`` and spaces."""
 
+Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+"""One line without control characters, so that it can be printed on a terminal."""
+
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -32,6 +35,11 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def validate_options(cls, content: object, source: str) -> Self:
+        """``content`` as this model; :class:`OneRoundError` names ``source`` and the key."""
+        return validated(cls, content, source)
+
 
 class ImageSpec(Strict):
     """What an image is in this study.
@@ -40,8 +48,8 @@ class ImageSpec(Strict):
     """
 
     channels: Literal[1, 3] = 3
-    height: int = Field(28, ge=8, le=1024)
-    width: int = Field(28, ge=8, le=1024)
+    height: int = Field(default=28, ge=8, le=1024)
+    width: int = Field(default=28, ge=8, le=1024)
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 
@@ -87,15 +95,15 @@ class ArchitectureSpec(Strict):
 class TrainingSpec(Strict):
     """How each site trains its client model; see :func:`oneround.training.train_client`."""
 
-    epochs: int = Field(15, ge=1)
-    batch_size: int = Field(64, ge=2)
-    learning_rate: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    epochs: int = Field(default=15, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     class_weighted: bool = False
     augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
-    validation_fraction: float = Field(0.1, gt=0, lt=0.5)
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
 
 
 class Study(Strict):
@@ -112,13 +120,13 @@ class Study(Strict):
 
     format: Literal[1] = 1
     name: Name
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[Text, ...] = Field(min_length=2, max_length=4096)
     sites: tuple[Name, ...] = ()
     image: ImageSpec = ImageSpec()
-    architectures: tuple[ArchitectureSpec, ...] = Field((ArchitectureSpec(),), min_length=1)
+    architectures: tuple[ArchitectureSpec, ...] = Field(default=(ArchitectureSpec(),), min_length=1)
     training: TrainingSpec = TrainingSpec()
     share_class_counts: bool = True
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -166,6 +174,25 @@ class Study(Strict):
         write_atomic(path, to_toml(self.model_dump(mode="json")).encode())
 
 
+def preset(name: str, image: ImageSpec) -> tuple[ArchitectureSpec, TrainingSpec]:
+    """Network and training recipe by name, for images of this size.
+
+    ``quick``: a ResNet-18 of width 16 and 15 one-cycle epochs, for a CPU. ``paper``: what
+    FedISCA's public code does, ResNet-18 at full width and 100 epochs of SGD at rate 1e-3.
+    Images below 64 pixels get the small stem (3×3, no pooling).
+
+    Raises:
+        OneRoundError: there is no such preset.
+    """
+    stem = "small" if max(image.height, image.width) < 64 else "standard"
+    if name == "quick":
+        return ArchitectureSpec(arguments={"width": 16, "stem": stem}), TrainingSpec()
+    if name == "paper":
+        training = TrainingSpec(epochs=100, batch_size=128, learning_rate=1e-3, schedule="constant")
+        return ArchitectureSpec(arguments={"width": 64, "stem": stem}), training
+    raise OneRoundError(f"there is no preset {name!r}.", remedy="Presets are quick and paper.")
+
+
 def validated(model: type[Model], content: object, file: str | os.PathLike[str]) -> Model:
     """``content`` as ``model``, or an error that names file, key and remedy.
 
@@ -186,18 +213,54 @@ def validated(model: type[Model], content: object, file: str | os.PathLike[str])
         ) from error
 
 
+def parse_assignment(text: str) -> dict[str, object]:
+    """``a.b=value`` as nested dict; the value as in TOML, or else as a plain string.
+
+    Raises:
+        OneRoundError: there is no ``=`` or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not (key.strip() and equals):
+        raise OneRoundError(
+            f"{text!r} is not of the form key=value.", remedy="Write, e.g., inversion.steps=300."
+        )
+    content: object
+    try:
+        content = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        content = value
+    for part in reversed(key.strip().split(".")):
+        content = {part: content}
+    assert isinstance(content, dict)
+    return content
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` on top, table by table; neither is changed."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = merged(old, value)
+        result[key] = value
+    return result
+
+
 def to_toml(content: dict[str, object]) -> str:
     """The subset of TOML that a study needs: scalars, lists, tables, lists of tables."""
     scalars = {k: v for k, v in content.items() if not _is_table(v)}
     lines = [f"{key} = {_toml_value(value)}" for key, value in scalars.items()]
     for key, value in content.items():
-        if not _is_table(value):
-            continue
-        for table in value if isinstance(value, list) else [value]:
-            header = f"[[{key}]]" if isinstance(value, list) else f"[{key}]"
-            lines += ["", header]
-            lines += [f"{k} = {_toml_value(v)}" for k, v in table.items()]
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *_toml_pairs(value)]
+        elif isinstance(value, list) and _is_table(value):
+            for table in value:
+                lines += ["", f"[[{key}]]", *_toml_pairs(table)]
     return "\n".join(lines) + "\n"
+
+
+def _toml_pairs(table: dict[str, object]) -> list[str]:
+    return [f"{key} = {_toml_value(value)}" for key, value in table.items()]
 
 
 def _is_table(value: object) -> bool:

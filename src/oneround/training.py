@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,31 +13,37 @@ from torch import nn
 from oneround import models
 from oneround.cost import Cost
 from oneround.data import ImageSet, batches
+from oneround.ensemble import Client
 from oneround.errors import OneRoundError
 from oneround.evaluation import evaluate, predict
 from oneround.files import load_state, save_state
 from oneround.stage import Stage, derived_seed
 from oneround.study import ArchitectureSpec, Study, TrainingSpec
-from oneround.submission import TrainingSummary
+from oneround.submission import Manifest, TrainingSummary, write_submission
 
 
 @dataclass(frozen=True)
-class ClientModel:
-    """What training at one site gives; all that a submission needs.
+class TrainedClient(Client):
+    """A client model fresh from training, in eval mode, on the CPU.
 
     Attributes:
-        model: in eval mode, on the CPU.
-        architecture: its name and arguments.
-        images: number of training images.
-        class_counts: (classes,) training images of each class.
         training: how it went.
     """
 
-    model: nn.Module
-    architecture: ArchitectureSpec
-    images: int
-    class_counts: tuple[int, ...]
-    training: TrainingSummary
+    training: TrainingSummary = field(kw_only=True)
+
+    def write(self, path: str | os.PathLike[str], study: Study) -> Manifest:
+        """Write the submission; see :func:`oneround.submission.write_submission`."""
+        return write_submission(
+            path,
+            model=self.model,
+            study=study,
+            site=self.site,
+            architecture=self.architecture,
+            images=self.images,
+            class_counts=self.class_counts,
+            training=self.training,
+        )
 
 
 def train_client(
@@ -48,7 +55,7 @@ def train_client(
     architecture: ArchitectureSpec | None = None,
     model: nn.Module | None = None,
     stage: Stage | None = None,
-) -> ClientModel:
+) -> TrainedClient:
     """Train as the study says; the epoch with the lowest validation loss is the result.
 
     Args:
@@ -68,10 +75,10 @@ def train_client(
     stage = stage or Stage("training", seed)
     spec, architecture = study.training, architecture or study.architectures[0]
     train, val = _splits(study, train, val, stage)
-    model = model or models.build(architecture, study.image, len(study.classes), seed)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer, schedule = optimizer_for(model, spec, spec.epochs * _steps(len(train), spec))
-    model, optimizer = stage.fabric.setup(model, optimizer)
+    network = model or models.build(architecture, study.image, len(study.classes), seed)
+    models.to_fast_layout(network)
+    optimizer, schedule = _optimizer(network, spec, spec.epochs * _steps(len(train), spec))
+    wrapped, optimizer = stage.fabric.setup(network, optimizer)
     best: dict[str, Any] = {"loss": float("inf"), "epoch": 0, "model": {}}
     identity = f"{study.hash} {architecture} {seed} {train.class_counts().tolist()}"
     first = 1
@@ -84,23 +91,23 @@ def train_client(
                 file=checkpoint,
                 remedy="Choose another --out, or delete the checkpoint to start anew.",
             )
-        model.load_state_dict(state["model"])
+        network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         first, best = state["epoch"] + 1, state["best"]
         stage.cost, stage.curve = Cost(**state["cost"]), state["curve"]
     meter = stage.meter()
     for epoch in range(first, spec.epochs + 1):
-        loss = _train_epoch(model, optimizer, schedule, study, train, stage, epoch, meter)
-        entry = {"epoch": epoch, "loss": loss} | _validate(model, study, val, stage)
+        loss = _train_epoch(wrapped, optimizer, schedule, study, train, stage, epoch, meter)
+        entry = {"epoch": epoch, "loss": loss} | _validate(wrapped, study, val, stage)
         stage.curve.append(entry)
         if entry["val_loss"] < best["loss"]:
-            best = {"loss": entry["val_loss"], "epoch": epoch, "model": _copy(model)}
+            best = {"loss": entry["val_loss"], "epoch": epoch, "model": _copy(network)}
         if checkpoint is not None:
             state = {
                 "identity": identity,
                 "epoch": epoch,
-                "model": model.state_dict(),
+                "model": network.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "best": best,
@@ -109,10 +116,10 @@ def train_client(
             }
             save_state(checkpoint, state)
         stage.tell(epoch, spec.epochs, f"{site}: {entry['val_accuracy']:.0%} on its own validation")
-    model.load_state_dict(best["model"])
+    network.load_state_dict(best["model"])
     stage.cost = meter.cost
-    result = model.module.cpu().eval()
-    metrics = evaluate(result, val, study.image, resamples=0)
+    network.cpu().eval()
+    metrics = evaluate(network, val, study.image, resamples=0)
     summary = TrainingSummary(
         epochs=spec.epochs,
         best_epoch=best["epoch"],
@@ -124,10 +131,10 @@ def train_client(
         },
     )
     counts = tuple(train.class_counts().tolist())
-    return ClientModel(result, architecture, len(train), counts, summary)
+    return TrainedClient(site, network, architecture, len(train), counts, training=summary)
 
 
-def optimizer_for(
+def _optimizer(
     model: nn.Module, spec: TrainingSpec, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """SGD with Nesterov momentum and the study's learning-rate schedule over ``steps``."""
@@ -206,7 +213,6 @@ def _train_epoch(
     total, seen = 0.0, 0
     for indices in batches(len(train), study.training.batch_size, generator):
         x = augment(study.image.normalize(train.pixels(indices)), study.training.augment, generator)
-        x = x.contiguous(memory_format=torch.channels_last)
         x, labels = stage.fabric.to_device((x, train.labels[indices]))
         with meter.step(len(x)):
             loss = loss_of(model(x), labels)

@@ -100,14 +100,16 @@ def in_memory(data: Dataset[tuple[torch.Tensor, int]], classes: Sequence[str]) -
     return ImageSet(images, torch.tensor([int(label) for _, label in items]), tuple(classes))
 
 
-def batches(count: int, size: int, generator: torch.Generator | None = None) -> Iterator[torch.Tensor]:
+def batches(
+    count: int, size: int, generator: torch.Generator | None = None
+) -> Iterator[torch.Tensor]:
     """Indices of one pass over ``count`` items in batches of ``size``.
 
     With a generator the order is shuffled, and a last batch of one image, which BatchNorm
     cannot train on, is dropped unless it is the only one.
     """
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    for batch in order.split(size):
+    for batch in torch.split(order, size):
         if generator is not None and len(batch) == 1 and count > 1:
             continue
         yield batch

@@ -8,10 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from oneround.study import ArchitectureSpec, ImageSpec, Name, Strict
-
-Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-"""One line without control characters, so that it can be printed on a terminal."""
+from oneround.study import ArchitectureSpec, ImageSpec, Name, Strict, Text
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

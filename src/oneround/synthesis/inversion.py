@@ -10,21 +10,20 @@ with f̄ the ensemble and (μ_kl, σ²_kl) the running statistics of BatchNorm l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from oneround.cost import Cost, Meter
 from oneround.ensemble import Ensemble
 from oneround.files import read_json, write_json
-from oneround.cost import Cost, Meter
-from oneround.models import batch_norms, require_batch_norm
+from oneround.models import require_batch_norm
 from oneround.stage import Stage
 from oneround.study import Strict, Study
 from oneround.synthesis.bank import ImageBank
+from oneround.synthesis.watched import statistics_distance, watch
 
 
 class InversionOptions(Strict):
@@ -44,14 +43,14 @@ class InversionOptions(Strict):
             trajectory costs nothing more once it is walked.
     """
 
-    images: int = Field(512, ge=1)
-    batch_size: int = Field(256, ge=2)
-    steps: int = Field(150, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
-    tv_weight: float = Field(2.5e-5, ge=0)
-    bn_weight: float = Field(10.0, ge=0)
+    images: int = Field(default=512, ge=1)
+    batch_size: int = Field(default=256, ge=2)
+    steps: int = Field(default=150, ge=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    tv_weight: float = Field(default=2.5e-5, ge=0)
+    bn_weight: float = Field(default=10.0, ge=0)
     bn_reduction: Literal["sum", "mean"] = "sum"
-    jitter: float = Field(0.07, ge=0, lt=0.5)
+    jitter: float = Field(default=0.07, ge=0, lt=0.5)
     snapshots: tuple[float, ...] = (1.0,)
 
 
@@ -70,15 +69,15 @@ def synthesize(
         OneRoundError: a client model has no BatchNorm layer and ``bn_weight`` is not 0.
     """
     if options.bn_weight:
-        for model, site in zip(ensemble.models, ensemble.sites, strict=True):
-            require_batch_norm(model, site)
-    sizes = [len(part) for part in torch.arange(options.images).split(options.batch_size)]
-    shards = []
+        for client in ensemble.clients:
+            require_batch_norm(client.model, client.site)
+    sizes = [len(part) for part in torch.split(torch.arange(options.images), options.batch_size)]
+    watched, shards = watch(ensemble), []
     for number, size in enumerate(sizes):
         images, log = stage.file(f"{number:03}.safetensors"), stage.file(f"{number:03}.json")
         if images is None or log is None or not images.exists():
             meter = Meter()
-            shard, curve = _invert(ensemble, study, options, stage, number, size, len(sizes), meter)
+            shard, curve = _invert(watched, study, options, stage, number, size, len(sizes), meter)
             cost = meter.cost
             if images is not None and log is not None:
                 write_json(log, {"cost": cost.model_dump(), "curve": curve})
@@ -93,7 +92,7 @@ def synthesize(
 
 
 def _invert(
-    ensemble: Ensemble,
+    watched: Ensemble,
     study: Study,
     options: InversionOptions,
     stage: Stage,
@@ -106,7 +105,7 @@ def _invert(
     generator = stage.generator(number)
     device = stage.fabric.device
     x = torch.randn(size, *study.image.shape, generator=generator)
-    x = x.to(device, memory_format=torch.channels_last).requires_grad_()
+    x = x.to(device).requires_grad_()
     targets = torch.arange(number * options.batch_size, number * options.batch_size + size)
     targets = (targets % len(study.classes)).to(device)
     limits = study.image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
@@ -114,12 +113,13 @@ def _invert(
     taken_at = {max(1, round(point * options.steps)): point for point in options.snapshots}
     snapshots, curve = [], []
     for step in range(1, options.steps + 1):
-        with meter.step(size), stage.fabric.autocast(), statistics_distance(ensemble) as distance:
-            log_probabilities = ensemble(jitter(x, options.jitter, generator))
+        with meter.step(size), stage.fabric.autocast():
+            log_probabilities = watched(jitter(x, options.jitter, generator))
             terms = {
                 "cross_entropy": nn.functional.nll_loss(log_probabilities, targets),
                 "total_variation": options.tv_weight * total_variation(x),
-                "batch_norm": options.bn_weight * distance(options.bn_reduction),
+                "batch_norm": options.bn_weight
+                * statistics_distance(watched, options.bn_reduction),
             }
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad()
@@ -137,10 +137,8 @@ def _invert(
             )
         hit_rate = (log_probabilities.argmax(1) == targets).float().mean().item()
         if step % 10 == 0 or step == options.steps:
-            values = {name: term.item() for name, term in terms.items()}
-            curve.append(
-                {"shard": number, "step": step, "total": loss.item(), **values, "hit_rate": hit_rate}
-            )
+            entry = {"shard": number, "step": step, "total": loss.item(), "hit_rate": hit_rate}
+            curve.append(entry | {name: term.item() for name, term in terms.items()})
         stage.tell(
             number * options.steps + step, shards * options.steps, f"{hit_rate:.0%} on target"
         )
@@ -161,37 +159,5 @@ def total_variation(x: torch.Tensor) -> torch.Tensor:
 def jitter(x: torch.Tensor, fraction: float, generator: torch.Generator) -> torch.Tensor:
     """The batch shifted cyclically by at most ``fraction`` of its height and width."""
     limits = [round(fraction * side) for side in x.shape[-2:]]
-    shifts = [
-        int(torch.randint(-limit, limit + 1, (), generator=generator)) for limit in limits
-    ]
+    shifts = [int(torch.randint(-limit, limit + 1, (), generator=generator)) for limit in limits]
     return x.roll(shifts, (-2, -1))
-
-
-class StatisticsDistance:
-    """Collects, during a forward pass, how far batch statistics are from running statistics."""
-
-    def __init__(self) -> None:
-        self._terms: list[torch.Tensor] = []
-
-    def observe(self, layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        """Forward pre-hook of a BatchNorm layer."""
-        x = inputs[0]
-        variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
-        self._terms.append((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
-
-    def __call__(self, reduction: Literal["sum", "mean"] = "sum") -> torch.Tensor:
-        """The BatchNorm term of the pass, over all layers seen."""
-        terms = torch.stack(self._terms) if self._terms else torch.zeros(1)
-        return terms.sum() if reduction == "sum" else terms.mean()
-
-
-@contextmanager
-def statistics_distance(model: nn.Module) -> Iterator[StatisticsDistance]:
-    """Watch all BatchNorm layers of ``model`` for one forward pass."""
-    distance = StatisticsDistance()
-    hooks = [layer.register_forward_pre_hook(distance.observe) for layer in batch_norms(model)]
-    try:
-        yield distance
-    finally:
-        for hook in hooks:
-            hook.remove()

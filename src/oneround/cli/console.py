@@ -1,0 +1,182 @@
+"""What all commands share: options, output, progress, devices."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import torch
+import typer
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from oneround.errors import OneRoundError
+from oneround.evaluation import Metrics
+from oneround.results import Models
+from oneround.study import ArchitectureSpec, parse_assignment
+
+out = Console()
+err = Console(stderr=True)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study, a TOML file.", show_default=False)]
+DataPath = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="MedMNIST .npz, folder with one folder per class, CSV with path and label, "
+        "or with --download the name of a MedMNIST data set.",
+        show_default=False,
+    ),
+]
+Download = Annotated[bool, typer.Option(help="Download the data set that --data names.")]
+MaxSkipped = Annotated[
+    float, typer.Option(min=0, max=1, help="Stop when a larger share of images is unreadable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
+Architectures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--architecture",
+        help="NAME or NAME:KEY=VALUE,… such as resnet18:width=16; repeat for several.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one option; repeat for several."),
+]
+
+
+def fabric_for(device: str, threads: int | None) -> Fabric:
+    """Device and threads as asked for.
+
+    Raises:
+        OneRoundError: this machine has no such device.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        return Fabric(accelerator=device, devices=1)
+    except (ValueError, RuntimeError) as error:
+        raise OneRoundError(
+            f"device {device!r} cannot be used: {error}.",
+            remedy="Use --device cpu; `oneround doctor` shows what this machine has.",
+        ) from error
+
+
+def architectures_from(texts: Sequence[str]) -> tuple[ArchitectureSpec, ...]:
+    """``resnet18:width=16,stem=small`` as architectures."""
+    found = []
+    for text in texts:
+        name, _, rest = text.partition(":")
+        arguments: dict[str, Any] = {}
+        for pair in filter(None, rest.split(",")):
+            arguments |= parse_assignment(pair)
+        found.append(
+            ArchitectureSpec.validate_options({"name": name, "arguments": arguments}, text)
+        )
+    return tuple(found)
+
+
+def print_json(content: object) -> None:
+    """Nothing but JSON on standard output."""
+    typer.echo(json.dumps(content, indent=1))
+
+
+def warn_skipped(skipped: Iterable[str]) -> None:
+    """Say on standard error which images were left out."""
+    lines = list(skipped)
+    if lines:
+        err.print(f"{len(lines)} image(s) could not be read and were skipped:", style="yellow")
+        for line in lines[:20]:
+            err.print(f"  {line}", markup=False, highlight=False)
+        if len(lines) > 20:
+            err.print(f"  … and {len(lines) - 20} more")
+
+
+def metrics_row(name: str, metrics: Metrics | None, sent: str) -> list[str]:
+    """Cells of one model."""
+    if metrics is None:
+        return [name, "—", "—", "—", sent]
+
+    def cell(key: str) -> str:
+        value = getattr(metrics, key)
+        if value is None:
+            return "—"
+        low, high = metrics.intervals.get(key, (value, value))
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    return [name, cell("accuracy"), cell("balanced_accuracy"), cell("auroc"), sent]
+
+
+def models_table(models: Models, bytes_sent: dict[str, int]) -> Table:
+    """Every model with its 95 % intervals, and the bytes that had to be sent for it."""
+    table = Table(title="Test images; 95 % intervals", title_justify="left")
+    for column in ("model", "accuracy", "balanced accuracy", "AUROC", "bytes sent"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for site in models.sites:
+        table.add_row(*metrics_row(site.site, site, f"{bytes_sent[site.site]:,}"))
+    total = f"{sum(bytes_sent.values()):,}"
+    table.add_section()
+    table.add_row(*metrics_row("one-shot FedAvg", models.fedavg, total))
+    table.add_row(*metrics_row("ensemble", models.ensemble, total))
+    table.add_row(*metrics_row("global model", models.global_model, total), style="bold")
+    return table
+
+
+def counts_table(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Table:
+    """Training images of each class at each site."""
+    table = Table(title="Training images", title_justify="left")
+    table.add_column("site")
+    for name in (*classes, "total"):
+        table.add_column(name, justify="right", overflow="fold")
+    for site, row in counts.items():
+        table.add_row(site, *map(str, row), str(sum(row)))
+    return table
+
+
+class ProgressBars(AbstractContextManager["ProgressBars"]):
+    """Bars on a terminal; elsewhere, such as in a log file, a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=err,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        """Take note of a step; an :data:`oneround.stage.Progress`."""
+        if err.is_terminal:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)
+            self._bars.update(self._tasks[stage], completed=done, total=total, note=note)
+        elif done == total or time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            err.print(f"{stage} {done}/{total} {note}", highlight=False, markup=False)

@@ -1,0 +1,74 @@
+"""``oneround distill``: submissions in, global model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oneround import coordination, methods
+from oneround.cli.console import (
+    AsJson,
+    Device,
+    ProgressBars,
+    Set,
+    StudyFile,
+    Threads,
+    fabric_for,
+    out,
+    print_json,
+)
+from oneround.report import write_report
+from oneround.results import Results
+from oneround.study import Study
+from oneround.submission import read_submissions
+
+
+def distill(
+    study_file: StudyFile,
+    files: Annotated[list[Path], typer.Argument(help="The submissions.", show_default=False)],
+    run: Annotated[Path, typer.Option("--out", help="RUN folder.", show_default=False)],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(methods.names())}.")] = "kang2025",
+    preset: Annotated[str, typer.Option(help="quick or paper.")] = "quick",
+    changes: Set = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of synthesis and distillation.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one global model from the submissions alone; no image is needed.
+
+    The folder gets `global.safetensors` and `config.json` (send both to the sites, or one of
+    the RUN folder's copies), the image bank, `results.json` and `report.html`.
+
+    Example: `oneround distill blood.toml north.oneround south.oneround --out run`
+    """
+    study = Study.read(study_file)
+    chosen = methods.get(method)
+    options = chosen.resolve(preset, changes or [])
+    submissions = read_submissions(files, study)
+    with ProgressBars() as progress:
+        coordination.distill(
+            study,
+            submissions,
+            out=run,
+            method=chosen,
+            options=options,
+            seed=seed,
+            resume=resume,
+            fabric=fabric_for(device, threads),
+            progress=progress,
+        )
+    page = write_report(run)
+    results = Results.read(run)
+    if as_json:
+        print_json(results.model_dump(mode="json", by_alias=True))
+        return
+    out.print(f"[bold]{run / 'global.safetensors'}[/] from {len(submissions)} submissions")
+    out.print(f"  send it, with {run / 'config.json'}, to the sites; there:")
+    out.print(f"  oneround evaluate {run / 'global.safetensors'} --data PATH")
+    out.print(f"  report: {page}")

@@ -1,0 +1,93 @@
+"""``oneround evaluate``: how good a model is on local images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from oneround import evaluation
+from oneround.cli.console import (
+    AsJson,
+    DataPath,
+    Device,
+    Download,
+    MaxSkipped,
+    Threads,
+    fabric_for,
+    metrics_row,
+    out,
+    print_json,
+    warn_skipped,
+)
+from oneround.data import ImageSet, Splits, read_splits
+from oneround.errors import OneRoundError
+from oneround.files import write_json
+from oneround.model_file import load_model
+
+Split = Literal["auto", "train", "val", "test"]
+
+
+def evaluate(
+    model_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="global.safetensors, a submission, or a RUN folder.",
+            show_default=False,
+        ),
+    ],
+    data: DataPath,
+    file: Annotated[Path | None, typer.Option("--out", help="Write the metrics as JSON.")] = None,
+    split: Annotated[
+        Split, typer.Option(help="Which images; auto: test, or else val, or else all.")
+    ] = "auto",
+    max_skipped: MaxSkipped = 0.05,
+    download: Download = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Metrics of a model on local images, with 95 % confidence intervals; only numbers leave.
+
+    Example: `oneround evaluate run/global.safetensors --data images/ --out metrics.json`
+    """
+    loaded = load_model(model_file)
+    splits = read_splits(
+        data, image=loaded.image, classes=loaded.classes, max_skipped=max_skipped, download=download
+    )
+    warn_skipped(splits.skipped)
+    name, images = _choose(splits, split, data)
+    metrics = evaluation.evaluate(
+        loaded.model, images, loaded.image, fabric=fabric_for(device, threads)
+    )
+    content = {"model": str(model_file), "split": name, **metrics.model_dump(mode="json")}
+    if file:
+        write_json(file, content)
+    if as_json:
+        print_json(content)
+        return
+    table = Table(title=f"{metrics.images} {name} images; 95 % intervals", title_justify="left")
+    for column in ("model", "accuracy", "balanced accuracy", "AUROC", "ECE"):
+        table.add_column(column)
+    table.add_row(*metrics_row(model_file.name, metrics, f"{metrics.ece:.3f}"))
+    out.print(table)
+    recall = Table(title="recall", title_justify="left", show_header=False)
+    for label, value in metrics.recall.items():
+        recall.add_row(label, "no image" if value is None else f"{value:.3f}")
+    out.print(recall)
+    if file:
+        out.print(f"written to {file}")
+
+
+def _choose(splits: Splits, split: Split, data: str) -> tuple[str, ImageSet]:
+    order = ("test", "val", "train") if split == "auto" else (split,)
+    for name in order:
+        images: ImageSet | None = getattr(splits, name)
+        if images is not None and len(images):
+            return name, images
+    raise OneRoundError(
+        f"there is no {split} image.", file=data, remedy="Choose another --split, or add images."
+    )

@@ -1,0 +1,52 @@
+"""``oneround inspect``: what a submission says, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oneround.cli.console import AsJson, out, print_json
+from oneround.study import Study
+from oneround.submission import check_submission, read_submission
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A submission.", show_default=False)],
+    study_file: Annotated[
+        Path | None, typer.Option("--study", help="Compare with this study too.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the manifest of a submission and every problem found; exit code 1 if it is refused.
+
+    Example: `oneround inspect north.oneround --study blood.toml`
+    """
+    study = Study.read(study_file) if study_file else None
+    problems = check_submission(file, study)
+    refused = any(problem.fatal for problem in problems)
+    submission = None if refused else read_submission(file, study)
+    if as_json:
+        print_json(
+            {
+                "file": str(file),
+                "accepted": not refused,
+                "sha256": submission.sha256 if submission else None,
+                "problems": [asdict(problem) for problem in problems],
+                "manifest": submission.manifest.model_dump(mode="json") if submission else None,
+            }
+        )
+    else:
+        verdict = "[bold red]refused[/]" if refused else "[bold green]accepted[/]"
+        out.print(f"[bold]{file}[/]: {verdict}", highlight=False)
+        if submission:
+            out.print(f"  sha256  {submission.sha256}", highlight=False)
+            for key, value in submission.manifest.model_dump(mode="json").items():
+                out.print(f"  {key:<14} {value}", markup=False, highlight=False)
+        for problem in problems:
+            kind = "problem" if problem.fatal else "warning"
+            out.print(f"  {kind}: {problem}", markup=False, highlight=False, soft_wrap=True)
+    if refused:
+        raise typer.Exit(1)

@@ -1,0 +1,130 @@
+"""``oneround simulate``: all of it in one process, on one data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from oneround import methods, simulation
+from oneround.cli.console import (
+    Architectures,
+    AsJson,
+    DataPath,
+    Device,
+    Download,
+    MaxSkipped,
+    ProgressBars,
+    Set,
+    Threads,
+    architectures_from,
+    counts_table,
+    err,
+    fabric_for,
+    models_table,
+    out,
+    print_json,
+    warn_skipped,
+)
+from oneround.data import Splits, describe, read_splits
+from oneround.report import write_report
+from oneround.results import Results
+from oneround.simulation import Partition
+from oneround.study import ImageSpec, Strict, Study, merged, parse_assignment, preset
+
+
+def simulate(
+    data: DataPath,
+    run: Annotated[Path, typer.Option("--out", help="RUN folder.", show_default=False)],
+    sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 5,
+    partition: Annotated[
+        Partition, typer.Option(help="iid, dirichlet over labels, or by the site column.")
+    ] = "iid",
+    beta: Annotated[float, typer.Option(help="Of the Dirichlet partition; small: unequal.")] = 0.6,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    architecture: Architectures = None,
+    local_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at each site.")] = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(methods.names())}.")] = "kang2025",
+    preset_name: Annotated[str, typer.Option("--preset", help="quick or paper.")] = "quick",
+    changes: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    max_skipped: MaxSkipped = 0.05,
+    download: Download = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sites, submissions, distillation and evaluation in one go; test images only report.
+
+    `--set` overrides options of the method (`--set inversion.steps=300`) and, with the prefix
+    `training.`, of client training (`--set training.class_weighted=true`).
+
+    Example: `oneround simulate --data bloodmnist.npz --sites 5 --partition dirichlet --seed 1
+    --out run`
+    """
+    found = describe(data, download=download)
+    side = {"height": size, "width": size} if size else {}
+    image = ImageSpec.validate_options(found.image.model_dump() | side, "image options")
+    splits = read_splits(
+        data, image=image, classes=found.classes, max_skipped=max_skipped, download=download
+    )
+    warn_skipped(splits.skipped)
+    network, training = preset(preset_name, image)
+    content: dict[str, Any] = {"training": training.model_dump()}
+    if local_epochs:
+        content["training"]["epochs"] = local_epochs
+    of_training = [c for c in changes or [] if c.startswith("training.")]
+    for change in of_training:
+        content = merged(content, parse_assignment(change))
+    study = Study.validate_options(
+        content
+        | {
+            "name": Path(data).stem,
+            "classes": found.classes,
+            "image": image,
+            "architectures": architectures_from(architecture or []) or (network,),
+            "seed": seed,
+        },
+        "options of the study",
+    )
+    chosen = methods.get(method)
+    options = chosen.resolve(preset_name, [c for c in changes or [] if c not in of_training])
+    run_and_show(
+        splits, study, chosen, options, run, as_json,
+        sites=sites, partition=partition, beta=beta, resume=resume,
+        fabric=fabric_for(device, threads),
+    )  # fmt: skip
+
+
+def run_and_show(
+    splits: Splits,
+    study: Study,
+    method: methods.Method,
+    options: Strict,
+    run: Path,
+    as_json: bool,
+    **arguments: Any,
+) -> Results:
+    """Simulate with progress, write the report, print the tables."""
+    parts = simulation.divide(
+        splits, study, arguments["sites"], arguments["partition"], arguments["beta"]
+    )
+    counts = {site: train.class_counts().tolist() for site, (train, _) in parts.items()}
+    (err if as_json else out).print(counts_table(study.classes, counts))
+    with ProgressBars() as progress:
+        results = simulation.simulate(
+            splits, study, method=method, options=options, out=run, progress=progress, **arguments
+        )
+    page = write_report(run)
+    if as_json:
+        print_json(results.model_dump(mode="json", by_alias=True))
+        return results
+    out.print(models_table(results.models, {s.site: s.bytes for s in results.submissions}))
+    for note in results.notes:
+        out.print(f"note: {note}", markup=False, highlight=False)
+    out.print(f"report: {page}", soft_wrap=True)
+    return results

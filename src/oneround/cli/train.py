@@ -1,0 +1,113 @@
+"""``oneround train``: a hospital makes its submission."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oneround.cli.console import (
+    Architectures,
+    AsJson,
+    DataPath,
+    Device,
+    Download,
+    MaxSkipped,
+    ProgressBars,
+    StudyFile,
+    Threads,
+    architectures_from,
+    fabric_for,
+    out,
+    print_json,
+    warn_skipped,
+)
+from oneround.contact_sheet import write_contact_sheet
+from oneround.data import read_splits
+from oneround.errors import OneRoundError
+from oneround.stage import Stage, derived_seed
+from oneround.study import Study
+from oneround.training import train_client
+
+
+def train(
+    study_file: StudyFile,
+    data: DataPath,
+    site: Annotated[str, typer.Option(help="Name of this site.", show_default=False)],
+    file: Annotated[
+        Path, typer.Option("--out", help="The submission to write.", show_default=False)
+    ],
+    architecture: Architectures = None,
+    max_skipped: MaxSkipped = 0.05,
+    download: Download = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the client model on local images and write the one file to hand in.
+
+    Only `--out` is for the coordinator: weights and a manifest, no image. An interrupted
+    training goes on when the same command is given again. The contact sheet beside it shows
+    what the network sees; look at it, and keep it here.
+
+    Example: `oneround train blood.toml --data images/ --site north --out north.oneround`
+    """
+    study = Study.read(study_file)
+    if study.sites and site not in study.sites:
+        raise OneRoundError(
+            f"the study knows no site {site!r}.",
+            file=study_file,
+            remedy=f"Use one of {', '.join(study.sites)}, or ask the coordinator.",
+        )
+    splits = read_splits(
+        data, image=study.image, classes=study.classes, max_skipped=max_skipped, download=download
+    )
+    warn_skipped(splits.skipped)
+    if not len(splits.train):
+        raise OneRoundError(
+            "there is no training image.", file=data, remedy="Give images in the train split."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet = file.with_suffix(".contact-sheet.png")
+    write_contact_sheet(sheet, study, splits.train)
+    chosen = architectures_from(architecture or [])
+    work = file.with_suffix(".training")
+    stage = Stage("training", derived_seed(study.seed, site), work, fabric_for(device, threads))
+    with ProgressBars() as progress:
+        stage.progress = progress
+        client = train_client(
+            study,
+            site,
+            splits.train,
+            splits.val,
+            architecture=chosen[0] if chosen else None,
+            stage=stage,
+        )
+    manifest = client.write(file, study)
+    shutil.rmtree(work, ignore_errors=True)
+    if as_json:
+        print_json(
+            {
+                "file": str(file),
+                "bytes": file.stat().st_size,
+                "contact_sheet": str(sheet),
+                "skipped": list(splits.skipped),
+                "cost": stage.cost.model_dump(),
+                "manifest": manifest.model_dump(mode="json"),
+            }
+        )
+        return
+    validation = ", ".join(f"{k} {v:.3f}" for k, v in client.training.validation.items())
+    out.print(f"[bold]{file}[/] ({file.stat().st_size:,} bytes) is ready to hand in")
+    out.print(f"  trained on     {client.images} images; best epoch {client.training.best_epoch}")
+    out.print(f"  own validation {validation}", highlight=False)
+    out.print("  it holds       weights and a manifest; no image, no patient data")
+    if manifest.class_counts is not None:
+        out.print(f"  it tells       class counts {list(manifest.class_counts)}")
+    counts = client.class_counts or ()
+    empty = [name for name, count in zip(study.classes, counts, strict=True) if count == 0]
+    if empty:
+        out.print(f"  no image of    {', '.join(empty)} (that is allowed)", markup=False)
+    out.print(f"  look at        {sheet} (stays here)")

@@ -1,0 +1,37 @@
+"""A picture of what the network sees, so that a site notices a wrong reader before it trains."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from matplotlib.figure import Figure
+
+from oneround.data import ImageSet
+from oneround.files import write_figure
+from oneround.study import Study
+from oneround.training import augment
+
+COLUMNS = 10
+
+
+def write_contact_sheet(path: str | os.PathLike[str], study: Study, images: ImageSet) -> None:
+    """Write a PNG with a row for each class: five images as read, five as augmented."""
+    generator = torch.Generator().manual_seed(study.seed)
+    classes = len(study.classes)
+    figure = Figure(figsize=(COLUMNS + 2, classes + 0.6), layout="constrained")
+    figure.suptitle(f"{study.name}: left as read, right as augmented", fontsize=11)
+    axes = figure.subplots(classes, COLUMNS, squeeze=False)
+    for row, name in enumerate(study.classes):
+        indices = torch.nonzero(images.labels == row).flatten()[: COLUMNS // 2]
+        shown = images.pixels(indices)
+        changed = augment(study.image.normalize(shown), study.training.augment, generator)
+        pictures = [*shown, *study.image.denormalize(changed)]
+        axes[row, 0].set_title(f"{name} ({int((images.labels == row).sum())})", loc="left", size=9)
+        for column, axis in enumerate(axes[row]):
+            axis.axis("off")
+            place = column % (COLUMNS // 2)
+            if place < len(indices):
+                picture = pictures[place + (len(indices) if column >= COLUMNS // 2 else 0)]
+                axis.imshow(picture.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+    write_figure(path, figure)

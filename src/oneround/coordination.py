@@ -1,0 +1,151 @@
+"""The coordinator's part: submissions in, global model and results out; no image needed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from oneround import methods
+from oneround.ensemble import Client, Ensemble
+from oneround.errors import OneRoundError
+from oneround.files import write_json
+from oneround.methods import GlobalModel, Method
+from oneround.model_file import WEIGHTS, save_model
+from oneround.results import Models, Results, SubmissionRecord
+from oneround.run import Run, environment, log
+from oneround.stage import Progress, silent
+from oneround.study import Strict, Study
+from oneround.submission import Submission, check_together
+from oneround.submission.manifest import now
+
+
+def distill(
+    study: Study,
+    submissions: Sequence[Submission],
+    *,
+    out: str | os.PathLike[str],
+    method: str | Method = "kang2025",
+    options: Strict | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    fabric: Fabric | None = None,
+    progress: Progress = silent,
+) -> GlobalModel:
+    """One global model from submissions alone, written into the RUN folder ``out``.
+
+    Args:
+        study: the agreement.
+        submissions: one for each site, from :func:`oneround.submission.read_submissions`.
+        out: RUN folder; gets ``global.safetensors``, ``config.json``, ``results.json``, the
+            image bank, the configuration and a log.
+        method: name of a method, or a method of your own.
+        options: of the method; its preset ``quick`` by default.
+        seed: of synthesis, noise and distillation.
+        resume: go on with an interrupted run; the result is bit-equal to an uninterrupted one.
+        fabric: device and precision; the CPU by default.
+        progress: called with stage, steps done, steps in all and a note.
+
+    Raises:
+        OneRoundError: submissions that do not go together, a RUN folder in use or of another
+            configuration, or a method that cannot work with these client models.
+    """
+    problems = check_together(submissions)
+    if problems:
+        raise OneRoundError(
+            "\n".join(["the submissions cannot be used together:", *map(str, problems)]),
+            remedy="Correct or leave out these files, then run the same command again.",
+        )
+    method = methods.get(method) if isinstance(method, str) else method
+    options = options or method.resolve()
+    configuration = {
+        "study": study.model_dump(mode="json"),
+        "method": method.name,
+        "options": options.model_dump(mode="json"),
+        "seed": seed,
+        "submissions": {s.manifest.site: s.sha256 for s in submissions},
+    }
+    with Run(out, configuration, seed=seed, resume=resume, fabric=fabric, progress=progress) as run:
+        made = make_global_model(run, study, submissions, method, options)
+        collect_results(run, study, submissions, method, options, Models(), []).write(run.path)
+    return made
+
+
+def ensemble_of(submissions: Sequence[Submission]) -> Ensemble:
+    """The client models of submissions, with the rule ``auto``."""
+    return Ensemble(
+        [
+            Client(s.manifest.site, s.model, s.manifest.architecture, s.manifest.images,
+                   s.manifest.class_counts)
+            for s in submissions
+        ]
+    )  # fmt: skip
+
+
+def make_global_model(
+    run: Run, study: Study, submissions: Sequence[Submission], method: Method, options: Strict
+) -> GlobalModel:
+    """Run the method, and write the global model and the curves into the RUN folder."""
+    ensemble = ensemble_of(submissions).to(run.fabric.device)
+    made = method.function(ensemble, study, run, options)
+    save_model(run.path, made.model, made.architectures, study, method.name)
+    write_json(run.path / "curves.json", run.curves())
+    log.info("global model written")
+    return made
+
+
+def collect_results(
+    run: Run,
+    study: Study,
+    submissions: Sequence[Submission],
+    method: Method,
+    options: Strict,
+    models: Models,
+    notes: list[str],
+) -> Results:
+    """Everything that ``results.json`` says of a run."""
+    counts = {s.manifest.site: s.manifest.class_counts for s in submissions}
+    shared = {site: c for site, c in counts.items() if c is not None}
+    costs: dict[str, Any] = dict(run.costs())
+    study_facts = study.model_dump(mode="json", include={"name", "classes", "image"})
+    return Results(
+        oneround=environment()["oneround"],
+        command=shlex.join(["oneround", *sys.argv[1:]]),
+        created=now(),
+        method=method.name,
+        study=study_facts | {"hash": study.hash},
+        seeds={"study": study.seed, "run": run.seed},
+        versions=environment(),
+        options=run.configuration,
+        models=models,
+        notes=notes,
+        cost=costs | {"bytes_sent": sum(s.size for s in submissions)},
+        class_counts=shared if len(shared) == len(counts) else None,
+        submissions=[
+            SubmissionRecord(
+                site=s.manifest.site,
+                file=s.path.name,
+                sha256=s.sha256,
+                bytes=s.size,
+                architecture=str(s.manifest.architecture),
+            )
+            for s in submissions
+        ],
+        hashes=_hashes(run.path),
+    )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    import hashlib
+
+    hashes = {}
+    for name in (WEIGHTS, "config.json", "configuration.json"):
+        with suppress(FileNotFoundError):
+            hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return hashes

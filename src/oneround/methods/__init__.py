@@ -1,0 +1,95 @@
+"""Methods: published ways from submissions to one global model, one file each.
+
+The name of a method is the name of its file. The file defines
+
+- ``Options``: a typed model of everything that can be chosen,
+- ``PRESETS``: complete options by name, ``quick`` and ``paper`` among them,
+- a function of the same name: ``(ensemble, study, run, options) -> GlobalModel``.
+
+Nothing else has to be edited. An installed package adds a method with an entry point in the
+group ``oneround.methods`` that names such a module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from oneround.ensemble import Ensemble
+from oneround.errors import OneRoundError
+from oneround.run import Run
+from oneround.study import ArchitectureSpec, Strict, Study, merged, parse_assignment
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """What a method returns.
+
+    Attributes:
+        model: one network, or an :class:`~oneround.ensemble.Ensemble`; in eval mode.
+        architectures: of the network, or of every network of the ensemble.
+    """
+
+    model: nn.Module
+    architectures: tuple[ArchitectureSpec, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as its file defines it."""
+
+    name: str
+    function: Callable[[Ensemble, Study, Run, Any], GlobalModel]
+    options: type[Strict]
+    presets: dict[str, Strict]
+
+    @classmethod
+    def of(cls, module: ModuleType) -> Method:
+        """The method that ``module`` defines."""
+        name = module.__name__.rpartition(".")[2]
+        return cls(name, getattr(module, name), module.Options, module.PRESETS)
+
+    def resolve(self, preset: str = "quick", assignments: Sequence[str] = ()) -> Strict:
+        """Options of ``preset`` with ``key.subkey=value`` assignments on top.
+
+        Raises:
+            OneRoundError: the preset or a key is unknown, or a value is not allowed.
+        """
+        if preset not in self.presets:
+            raise OneRoundError(
+                f"method {self.name} has no preset {preset!r}.",
+                remedy=f"It has {', '.join(self.presets)}.",
+            )
+        content = self.presets[preset].model_dump(mode="json")
+        for assignment in assignments:
+            content = merged(content, parse_assignment(assignment))
+        return self.options.validate_options(content, f"options of {self.name}")
+
+
+def names() -> list[str]:
+    """Names of all methods, those of installed packages included."""
+    own = [module.name for module in pkgutil.iter_modules(__path__)]
+    return sorted({*own, *(point.name for point in entry_points(group="oneround.methods"))})
+
+
+def get(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        OneRoundError: there is none.
+    """
+    if name not in names():
+        raise OneRoundError(
+            f"there is no method {name!r}.", remedy=f"Methods are {', '.join(names())}."
+        )
+    for point in entry_points(group="oneround.methods"):
+        if point.name == name:
+            return Method.of(point.load())
+    return Method.of(importlib.import_module(f"{__name__}.{name}"))

@@ -1,0 +1,27 @@
+"""The client models used together, without a student.
+
+Guha et al., "One-shot federated learning", arXiv:1902.11175, 2019. Costs K times the memory
+and time of one network at every use, and hands every client model to every site.
+"""
+
+from __future__ import annotations
+
+from oneround.ensemble import Ensemble, Rule
+from oneround.methods import GlobalModel
+from oneround.run import Run
+from oneround.study import Strict, Study
+
+
+class Options(Strict):
+    """How outputs are combined; see :data:`oneround.ensemble.Rule`."""
+
+    rule: Rule = "auto"
+
+
+PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
+
+
+def ensemble(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+    """All client models, combined by ``options.rule``."""
+    architectures = tuple(client.architecture for client in ensemble.clients)
+    return GlobalModel(ensemble.with_rule(options.rule), architectures)

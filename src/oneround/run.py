@@ -1,0 +1,174 @@
+"""The RUN folder: one run at a time, its configuration, its stages, its log."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from filelock import FileLock, Timeout
+from lightning_fabric import Fabric
+
+from oneround.cost import Cost
+from oneround.errors import OneRoundError
+from oneround.files import read_json, write_json
+from oneround.stage import Progress, Stage, cpu, silent
+
+log = logging.getLogger("oneround")
+
+
+class Run:
+    """A RUN folder that this process alone works in; use it in a ``with`` statement.
+
+    Args:
+        path: the folder; made if it is not there.
+        configuration: everything that decides the result, ready for JSON.
+        seed: of all stages.
+        resume: go on with what is in the folder.
+        fabric: device, precision, processes; the CPU by default.
+        progress: told about every step of every stage.
+
+    Raises:
+        OneRoundError: another process works in the folder; it holds a run and ``resume`` is
+            false; or it holds a run with another configuration.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        configuration: Mapping[str, Any],
+        *,
+        seed: int = 0,
+        resume: bool = False,
+        fabric: Fabric | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.path = Path(path)
+        self.configuration = dict(configuration)
+        self.seed, self.resume = seed, resume
+        self.fabric = fabric or cpu()
+        self.progress = progress
+        self.stages: dict[str, Stage] = {}
+        self._lock = FileLock(self.path / ".lock")
+        self._handler: logging.Handler | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OneRoundError(
+                "another process is working in this folder.",
+                file=self.path,
+                remedy="Wait until it is done, or choose another --out.",
+            ) from error
+        except OSError as error:
+            raise OneRoundError(
+                f"cannot be used as RUN folder: {error.strerror}.",
+                file=self.path,
+                remedy="Choose a folder that you may write to as --out.",
+            ) from error
+        try:
+            self._check_configuration()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._handler)
+        log.setLevel(logging.INFO)
+        log.info("resumed" if self.resume else "started")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            log.info("finished")
+        else:
+            log.error("stopped: %s", error or type(error).__name__)
+        if self._handler is not None:
+            log.removeHandler(self._handler)
+            self._handler.close()
+        self._lock.release()
+
+    def stage(self, name: str, part: str = "", *, folder: str = "") -> Stage:
+        """A stage, or one ``part`` of it (such as a site); kept in ``RUN/folder/part``."""
+        key = f"{name}/{part}" if part else name
+        place = self.path / (folder or name) / part
+        seed = self.seed
+        self.stages[key] = Stage(name, seed, place, self.fabric, self.progress)
+        log.info("stage %s", key)
+        return self.stages[key]
+
+    def costs(self) -> dict[str, Cost]:
+        """What every stage has cost, its parts added up."""
+        costs: dict[str, Cost] = {}
+        for key, stage in self.stages.items():
+            name = key.partition("/")[0]
+            costs[name] = costs.get(name, Cost()) + stage.cost
+        return costs
+
+    def curves(self) -> dict[str, Any]:
+        """The log of every stage; of a stage in parts, one log for each part."""
+        curves: dict[str, Any] = {}
+        for key, stage in self.stages.items():
+            name, _, part = key.partition("/")
+            if part:
+                curves.setdefault(name, {})[part] = stage.curve
+            else:
+                curves[name] = stage.curve
+        return curves
+
+    def _check_configuration(self) -> None:
+        """Keep the configuration of a new run; compare with that of an older one."""
+        path = self.path / "configuration.json"
+        if not path.exists():
+            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if others:
+                raise OneRoundError(
+                    f"the folder is not empty and holds no run ({sorted(others)[0]}, …).",
+                    file=self.path,
+                    remedy="Choose a new folder as --out.",
+                )
+            write_json(path, self.configuration)
+            return
+        if not self.resume:
+            raise OneRoundError(
+                "the folder holds a run already.",
+                file=self.path,
+                remedy="Add --resume to go on with it, or choose another --out.",
+            )
+        different = sorted(_differences(read_json(path), self.configuration))
+        if different:
+            raise OneRoundError(
+                f"the run in this folder was started with other options: {', '.join(different)}.",
+                file=path,
+                remedy="Give the same options as the first time, or choose another --out.",
+            )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> set[str]:
+    """Names of the options that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        found = [_differences(old.get(k), new.get(k), f"{prefix}.{k}".lstrip(".")) for k in keys]
+        return set().union(*found)
+    return set() if old == new else {prefix}
+
+
+def environment() -> dict[str, str]:
+    """Versions of everything that decides the numbers."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("oneround", "torch", "monai", "lightning-fabric", "numpy", "safetensors")
+    threads = {"threads": str(torch.get_num_threads())}
+    return {"python": platform.python_version()} | {p: version(p) for p in packages} | threads
