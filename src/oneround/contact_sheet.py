@@ -33,5 +33,6 @@ def write_contact_sheet(path: str | os.PathLike[str], study: Study, images: Imag
             place = column % (COLUMNS // 2)
             if place < len(indices):
                 picture = pictures[place + (len(indices) if column >= COLUMNS // 2 else 0)]
-                axis.imshow(picture.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+                values = picture.permute(1, 2, 0).squeeze(-1).numpy()
+                axis.imshow(values, cmap="gray", vmin=0, vmax=1)
     write_figure(path, figure)

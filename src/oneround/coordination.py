@@ -53,9 +53,11 @@ def distill(
         progress: called with stage, steps done, steps in all and a note.
 
     Raises:
-        OneRoundError: submissions that do not go together, a RUN folder in use or of another
-            configuration, or a method that cannot work with these client models.
+        OneRoundError: no submission, or some that do not go together, a RUN folder in use or of
+            another configuration, or a method that cannot work with these client models.
     """
+    if not submissions:
+        raise OneRoundError("there is no submission.", remedy="Give one file for each site.")
     problems = check_together(submissions)
     if problems:
         raise OneRoundError(

@@ -21,7 +21,7 @@ class Cost(BaseModel):
         flops: floating point operations of convolutions and matrix products, forward and
             backward (one multiply-add is two).
         seconds: wall time.
-        peak_memory_bytes: highest memory of the process (on a GPU: of the device) meanwhile.
+        peak_memory_bytes: highest memory of the process meanwhile; of the GPU, once one is used.
     """
 
     flops: int = 0
@@ -72,14 +72,14 @@ class Meter:
 
 
 def _reset_peak_memory() -> None:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux only; elsewhere the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory() -> int:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated()
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

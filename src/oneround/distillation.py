@@ -45,12 +45,15 @@ class DistillationOptions(Strict):
         mix: ``noise``: pseudo intermediate samples of bank image and structure noise;
             ``bank``: of two bank images (mixup, Zhang et al. 2018), ``none``: bank images.
         beta: λ ~ Beta(beta_a, beta_b) is the weight of the bank image.
+        weight_per: one λ for a ``batch``, so that BatchNorm of the student sees one degree of
+            noise at a time, as on FedISCA's trajectory; or one for every ``image``.
         teachers: ``both``, weighted by λ, or one of the two ensembles alone.
         noise_pool: structure noise images drawn ahead and used again in random positions.
         augment: random changes of every sample.
         average: decay of the exponential average of the student's weights; 0: the last state.
-        recalibrate: whether the student's BatchNorm statistics are taken anew from the bank
-            images, without noise, at the end.
+        batch_norm: statistics of the student. ``frozen``: those it starts with, which a warm
+            start has from real images; ``train``: running statistics of the samples;
+            ``recalibrated``: the same, and at the end taken anew from the bank images alone.
         student: its architecture; by default that of the site with the most images.
         start: ``scratch``; ``largest-site``: the client model with the most images (of the
             student's architecture); or the path of a model file.
@@ -66,11 +69,12 @@ class DistillationOptions(Strict):
     temperature: float = Field(default=4.0, gt=0)
     mix: Literal["noise", "bank", "none"] = "noise"
     beta: tuple[float, float] = (1.0, 1.0)
+    weight_per: Literal["batch", "image"] = "batch"
     teachers: Literal["both", "original", "noise-adapted"] = "both"
     noise_pool: int = Field(default=2048, ge=1)
     augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
     average: float = Field(default=0.0, ge=0, lt=1)
-    recalibrate: bool = True
+    batch_norm: Literal["frozen", "train", "recalibrated"] = "recalibrated"
     student: ArchitectureSpec | None = None
     start: str = "scratch"
     checkpoint_every: int = Field(default=100, ge=1)
@@ -96,7 +100,8 @@ class Samples:
         images = self.bank.sample(count, generator)
         if self.options.mix == "none":
             return augment(images, self.options.augment, generator), torch.ones(count)
-        weight = beta(count, *self.options.beta, generator)
+        draws = 1 if self.options.weight_per == "batch" else count
+        weight = beta(draws, *self.options.beta, generator).expand(count)
         if self.options.mix == "noise":
             other = self._noise(count, generator)
         else:
@@ -191,6 +196,9 @@ def train_student(
 
     Returns:
         The student in eval mode, on the CPU.
+
+    Raises:
+        OneRoundError: the loss is not finite.
     """
     fabric = stage.fabric
     models.to_fast_layout(student)
@@ -204,9 +212,9 @@ def train_student(
     schedule = schedule_for(optimizer, options.schedule, options.learning_rate, options.steps)
     model, optimizer = fabric.setup(student, optimizer)
     averaging = get_ema_multi_avg_fn(options.average)  # type: ignore[no-untyped-call]
-    average = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
+    average = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
     parts: dict[str, Any] = {
-        "model": model,
+        "model": student,
         "optimizer": optimizer,
         "schedule": schedule,
         "average": average,
@@ -214,6 +222,9 @@ def train_student(
     done = _resume(parts, stage)
     meter = stage.meter()
     model.train()
+    if options.batch_norm == "frozen":
+        for layer in models.batch_norms(student):
+            layer.eval()
     for step in range(done + 1, options.steps + 1):
         x, weight = samples.draw(options.batch_size, stage.generator(step))
         x, weight = fabric.to_device((x, _teacher_weight(weight, options)))
@@ -224,10 +235,15 @@ def train_student(
             loss = terms[0] + terms[1]
             optimizer.zero_grad()
             fabric.backward(loss)
+        if not loss.isfinite():
+            raise OneRoundError(
+                f"the loss of distillation is not finite at step {step}.",
+                remedy="Set a smaller distillation.learning_rate, in a new RUN folder.",
+            )
         optimizer.step()
         schedule.step()
         if options.average:
-            average.update_parameters(model)
+            average.update_parameters(student)
         if step % 50 == 0 or step == options.steps:
             agreement = (logits.argmax(1) == original.argmax(1)).float().mean().item()
             stage.curve.append(
@@ -244,10 +260,11 @@ def train_student(
             _checkpoint(parts, step, stage, meter.cost)
         stage.tell(step, options.steps, f"loss {loss.item():.3f}")
     if options.average:
-        model.load_state_dict(average.module.state_dict())
-    if options.recalibrate:
-        images = torch.split(samples.bank.finished().images, 256)
-        update_statistics(model, (fabric.to_device(part.float()) for part in images))
+        student.load_state_dict(average.module.state_dict())
+    if options.batch_norm == "recalibrated":
+        images = samples.bank.finished().images
+        parts_of_bank = images.tensor_split(-(-len(images) // 256))  # of equal size
+        update_statistics(model, (fabric.to_device(part.float()) for part in parts_of_bank))
     stage.cost = meter.cost
     return student.cpu().eval()
 

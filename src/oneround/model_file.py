@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -49,7 +50,7 @@ class ModelConfig(Strict):
     study_hash: str
     classes: tuple[str, ...]
     image: ImageSpec
-    architectures: tuple[ArchitectureSpec, ...]
+    architectures: tuple[ArchitectureSpec, ...] = Field(min_length=1)
     rule: Rule | None = None
     weights_sha256: str = ""
     intended_use: str = "Research. Not a medical device."
@@ -106,6 +107,12 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
         OneRoundError: the file is missing, damaged, or does not fit its config.
     """
     path = Path(path)
+    if not path.exists():
+        raise OneRoundError(
+            "there is no such file or folder.",
+            file=path,
+            remedy="Give a .safetensors file with its config.json, a submission or a RUN folder.",
+        )
     if path.is_file() and path.suffix != ".safetensors":
         submission = read_submission(path)
         return LoadedModel(submission.model, submission.manifest.classes, submission.manifest.image)

@@ -43,10 +43,9 @@ def _resnet(layers: list[int]) -> Builder:
 
         ``width``: channels of the first stage. ``stem``: ``small`` (3×3, stride 1, no pooling,
         for images below about 64 pixels) or ``standard`` (7×7, stride 2, pooling).
-        ``norm``: ``batch`` or ``group`` (8 groups, or as many as the width allows).
+        ``norm``: ``batch`` or ``group`` (8 groups where the width can be divided by 8, else 1).
         """
         small = {"small": True, "standard": False}[stem]
-        groups = {"num_groups": 8 if width % 8 == 0 else 1}
         network: nn.Module = ResNet(
             "basic",
             layers,
@@ -57,11 +56,20 @@ def _resnet(layers: list[int]) -> Builder:
             conv1_t_stride=1 if small else 2,
             no_max_pool=small,
             num_classes=classes,
-            norm={"batch": "batch", "group": ("group", groups)}[norm],
         )
+        if {"batch": False, "group": True}[norm]:
+            _to_group_norm(network, 8 if width % 8 == 0 else 1)
         return network
 
     return build
+
+
+def _to_group_norm(model: nn.Module, groups: int) -> None:
+    """Replace every BatchNorm layer; MONAI's ``norm`` argument reaches the first one only."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, nn.GroupNorm(groups, child.num_features))
 
 
 def _densenet(

@@ -131,7 +131,7 @@ class Run:
         """Keep the configuration of a new run; compare with that of an older one."""
         path = self.path / "configuration.json"
         if not path.exists():
-            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if others:
                 raise OneRoundError(
                     f"the folder is not empty and holds no run ({sorted(others)[0]}, …).",

@@ -65,8 +65,8 @@ def simulate(
         What is in ``results.json``.
 
     Raises:
-        OneRoundError: no test images, a partition that is not possible, or anything that
-            training and distillation raise.
+        OneRoundError: no test images, a partition that is not possible, a site that the study
+            does not allow, or anything that training and distillation raise.
     """
     if splits.test is None or not len(splits.test):
         raise OneRoundError(
@@ -74,6 +74,8 @@ def simulate(
             remedy="Add a test split, or use `oneround train` and `oneround distill`.",
         )
     parts = divide(splits, study, sites, partition, beta)
+    for site in parts:
+        study.require_site(site)
     configuration = {
         "study": study.model_dump(mode="json"),
         "partition": {"kind": partition, "sites": len(parts), "beta": beta},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -20,7 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from oneround.errors import OneRoundError
 from oneround.files import write_atomic
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$"
+
+Name = Annotated[str, Field(pattern=_NAME)]
 """A name that is also safe as a file name: letters, digits, ``._-`` and spaces."""
 
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
@@ -31,9 +34,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """Base of all typed files: unknown keys are errors, instances do not change."""
+    """Base of typed files: unknown keys, NaN and infinity are errors, instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def validate_options(cls, content: object, source: str) -> Self:
@@ -140,11 +143,30 @@ class Study(Strict):
     def hash(self) -> str:
         """SHA-256 of the content in canonical JSON.
 
-        Comments, the order of keys and line ends do not count, so a file that was opened in
-        an editor or travelled by mail keeps its hash.
+        Comments, the order of keys, line ends and a byte order mark do not count, so a file
+        that was opened in an editor or travelled by mail keeps its hash.
         """
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def require_site(self, site: str, file: str | os.PathLike[str] | None = None) -> None:
+        """Refuse a site that could not hand in, before it trains.
+
+        Raises:
+            OneRoundError: ``site`` is not a :data:`Name`, or not one of ``sites``.
+        """
+        if not re.fullmatch(_NAME, site):
+            raise OneRoundError(
+                f"{site!r} cannot be the name of a site.",
+                file=file,
+                remedy="Use letters A to Z, digits, spaces and ._-, at most 64, and no sign first.",
+            )
+        if self.sites and site not in self.sites:
+            raise OneRoundError(
+                f"the study knows no site {site!r}.",
+                file=file,
+                remedy=f"Use one of {', '.join(self.sites)}, or ask the coordinator.",
+            )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Study:
@@ -154,7 +176,7 @@ class Study(Strict):
             OneRoundError: the file is missing, is not TOML, or breaks a rule of the study.
         """
         try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise OneRoundError(
                 f"cannot read the study: {error.strerror}.",
@@ -249,7 +271,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def to_toml(content: dict[str, object]) -> str:
     """The subset of TOML that a study needs: scalars, lists, tables, lists of tables."""
     scalars = {k: v for k, v in content.items() if not _is_table(v)}
-    lines = [f"{key} = {_toml_value(value)}" for key, value in scalars.items()]
+    lines = _toml_pairs(scalars)
     for key, value in content.items():
         if isinstance(value, dict):
             lines += ["", f"[{key}]", *_toml_pairs(value)]
@@ -260,7 +282,11 @@ def to_toml(content: dict[str, object]) -> str:
 
 
 def _toml_pairs(table: dict[str, object]) -> list[str]:
-    return [f"{key} = {_toml_value(value)}" for key, value in table.items()]
+    return [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items()]
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def _is_table(value: object) -> bool:
@@ -271,7 +297,7 @@ def _is_table(value: object) -> bool:
 
 def _toml_value(value: object) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(_toml_pairs(value)) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
     return json.dumps(value, ensure_ascii=False)  # TOML strings, numbers and booleans are JSON's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,12 +69,19 @@ def train_client(
         stage: where epochs are kept, so that an interrupted training goes on.
 
     Raises:
-        OneRoundError: fewer than two training images, images of another shape, a checkpoint
-            of another training, or a loss that is not finite.
+        OneRoundError: no training image, images of another shape, a site or an architecture
+            that the study does not allow, a checkpoint of another training, or a loss that is
+            not finite.
     """
+    study.require_site(site)
     seed = derived_seed(study.seed, site)
     stage = stage or Stage("training", seed)
     spec, architecture = study.training, architecture or study.architectures[0]
+    if architecture not in study.architectures:
+        raise OneRoundError(
+            f"the study does not allow {architecture}.",
+            remedy=f"Use one of {', '.join(map(str, study.architectures))}.",
+        )
     train, val = _splits(study, train, val, stage)
     network = model or models.build(architecture, study.image, len(study.classes), seed)
     models.to_fast_layout(network)
@@ -100,6 +108,11 @@ def train_client(
     for epoch in range(first, spec.epochs + 1):
         loss = _train_epoch(wrapped, optimizer, schedule, study, train, stage, epoch, meter)
         entry = {"epoch": epoch, "loss": loss} | _validate(wrapped, study, val, stage)
+        if not (math.isfinite(entry["loss"]) and math.isfinite(entry["val_loss"])):
+            raise OneRoundError(
+                f"the loss is not finite in epoch {epoch}.",
+                remedy="Agree on a smaller learning rate in the study.",
+            )
         stage.curve.append(entry)
         if entry["val_loss"] < best["loss"]:
             best = {"loss": entry["val_loss"], "epoch": epoch, "model": _copy(network)}
@@ -174,7 +187,7 @@ def augment(
         kinds: any of ``flip``, ``shift``, ``rotate``, ``intensity``.
     """
     count = len(x)
-    if {"flip", "shift", "rotate"} & set(kinds):
+    if count and {"flip", "shift", "rotate"} & set(kinds):
         angle = torch.zeros(count)
         if "rotate" in kinds:
             angle = (torch.rand(count, generator=generator) * 2 - 1) * torch.pi / 12
@@ -221,11 +234,6 @@ def _train_epoch(
         optimizer.step()
         schedule.step()
         total, seen = total + loss.item() * len(x), seen + len(x)
-    if not torch.isfinite(torch.tensor(total)):
-        raise OneRoundError(
-            f"the training loss is not finite in epoch {epoch}.",
-            remedy="Agree on a smaller learning rate in the study.",
-        )
     return total / seen
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -19,8 +18,11 @@ from oneround.cli import (
     study,
     train,
 )
-from oneround.cli.console import err
+from oneround.cli.console import err, say
 from oneround.errors import OneRoundError
+
+INTERRUPTED = 130
+"""What typer exits with after Ctrl-C."""
 
 app = typer.Typer(
     name="oneround",
@@ -41,29 +43,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app(arguments, standalone_mode=True)
     except OneRoundError as error:
-        if error.file:
-            err.print(f"[bold red]error[/] in {_plain(error.file)}", highlight=False)
-        else:
-            err.print("[bold red]error[/]", highlight=False)
-        err.print(f"  {error.reason}", markup=False, highlight=False, soft_wrap=True)
+        say(f"error in {error.file}" if error.file else "error", "bold red", err)
+        say(f"  {error.reason}", console=err)
         if error.remedy:
-            err.print(f"  Remedy: {error.remedy}", markup=False, highlight=False, soft_wrap=True)
+            say(f"  Remedy: {error.remedy}", console=err)
         return 1
     except OSError as error:
-        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        err.print("  Remedy: check the path, its permissions and the free space.", highlight=False)
+        say(f"error: {error}", "bold red", err)
+        say("  Remedy: check the path, its permissions and the free space.", console=err)
         return 1
-    except KeyboardInterrupt:
-        err.print("interrupted; run the same command again with --resume to go on", style="yellow")
-        return 130
     except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            say("interrupted; to go on, run the same command again, distill, simulate and demo "
+                "with --resume", "yellow", err)  # fmt: skip
         return stop.code if isinstance(stop.code, int) else 1
     return 0
-
-
-def _plain(path: str) -> str:
-    """A path that Rich does not take for markup."""
-    return os.fspath(path).replace("[", r"\[")
 
 
 if __name__ == "__main__":

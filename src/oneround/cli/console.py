@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import typer
 from lightning_fabric import Fabric
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -40,7 +41,9 @@ MaxSkipped = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when a larger share of images is unreadable.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto, cpu, cuda or mps.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
 Architectures = Annotated[
     list[str] | None,
@@ -86,6 +89,11 @@ def architectures_from(texts: Sequence[str]) -> tuple[ArchitectureSpec, ...]:
     return tuple(found)
 
 
+def say(text: str, style: str | None = None, console: Console = out) -> None:
+    """A line as it is: what looks like markup in a path is text, and nothing is wrapped."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(content: object) -> None:
     """Nothing but JSON on standard output."""
     typer.echo(json.dumps(content, indent=1))
@@ -95,11 +103,11 @@ def warn_skipped(skipped: Iterable[str]) -> None:
     """Say on standard error which images were left out."""
     lines = list(skipped)
     if lines:
-        err.print(f"{len(lines)} image(s) could not be read and were skipped:", style="yellow")
+        say(f"{len(lines)} image(s) could not be read and were skipped:", "yellow", err)
         for line in lines[:20]:
-            err.print(f"  {line}", markup=False, highlight=False)
+            say(f"  {line}", console=err)
         if len(lines) > 20:
-            err.print(f"  … and {len(lines) - 20} more")
+            say(f"  … and {len(lines) - 20} more", console=err)
 
 
 def metrics_row(name: str, metrics: Metrics | None, sent: str) -> list[str]:
@@ -137,7 +145,7 @@ def counts_table(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) ->
     table = Table(title="Training images", title_justify="left")
     table.add_column("site")
     for name in (*classes, "total"):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(escape(name), justify="right", overflow="fold")
     for site, row in counts.items():
         table.add_row(site, *map(str, row), str(sum(row)))
     return table
@@ -179,4 +187,4 @@ class ProgressBars(AbstractContextManager["ProgressBars"]):
             self._bars.update(self._tasks[stage], completed=done, total=total, note=note)
         elif done == total or time.monotonic() - self._last > 10:
             self._last = time.monotonic()
-            err.print(f"{stage} {done}/{total} {note}", highlight=False, markup=False)
+            say(f"{stage} {done}/{total} {note}", console=err)

@@ -16,8 +16,8 @@ from oneround.cli.console import (
     StudyFile,
     Threads,
     fabric_for,
-    out,
     print_json,
+    say,
 )
 from oneround.report import write_report
 from oneround.results import Results
@@ -68,7 +68,7 @@ def distill(
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))
         return
-    out.print(f"[bold]{run / 'global.safetensors'}[/] from {len(submissions)} submissions")
-    out.print(f"  send it, with {run / 'config.json'}, to the sites; there:")
-    out.print(f"  oneround evaluate {run / 'global.safetensors'} --data PATH")
-    out.print(f"  report: {page}")
+    say(f"{run / 'global.safetensors'} from {len(submissions)} submissions", "bold")
+    say(f"  send it, with {run / 'config.json'}, to the sites; there:")
+    say(f"  oneround evaluate {run / 'global.safetensors'} --data PATH")
+    say(f"  report: {page}")

@@ -13,7 +13,7 @@ import typer
 from packaging.requirements import Requirement
 from rich.table import Table
 
-from oneround.cli.console import AsJson, out, print_json
+from oneround.cli.console import AsJson, out, print_json, say
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -39,7 +39,7 @@ def doctor(as_json: AsJson = False) -> None:
             table.add_row(name, str(value))
         out.print(table)
         for name in missing:
-            out.print(f"missing: {name}", style="red")
+            say(f"missing: {name}", "red")
     if missing:
         raise typer.Exit(1)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from oneround import evaluation
@@ -20,6 +21,7 @@ from oneround.cli.console import (
     metrics_row,
     out,
     print_json,
+    say,
     warn_skipped,
 )
 from oneround.data import ImageSet, Splits, read_splits
@@ -72,14 +74,14 @@ def evaluate(
     table = Table(title=f"{metrics.images} {name} images; 95 % intervals", title_justify="left")
     for column in ("model", "accuracy", "balanced accuracy", "AUROC", "ECE"):
         table.add_column(column)
-    table.add_row(*metrics_row(model_file.name, metrics, f"{metrics.ece:.3f}"))
+    table.add_row(*metrics_row(escape(model_file.name), metrics, f"{metrics.ece:.3f}"))
     out.print(table)
     recall = Table(title="recall", title_justify="left", show_header=False)
     for label, value in metrics.recall.items():
-        recall.add_row(label, "no image" if value is None else f"{value:.3f}")
+        recall.add_row(escape(label), "no image" if value is None else f"{value:.3f}")
     out.print(recall)
     if file:
-        out.print(f"written to {file}")
+        say(f"written to {file}")
 
 
 def _choose(splits: Splits, split: Split, data: str) -> tuple[str, ImageSet]:

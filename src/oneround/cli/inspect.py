@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from oneround.cli.console import AsJson, out, print_json
+from oneround.cli.console import AsJson, print_json, say
 from oneround.study import Study
 from oneround.submission import check_submission, read_submission
 
@@ -39,14 +39,16 @@ def inspect(
             }
         )
     else:
-        verdict = "[bold red]refused[/]" if refused else "[bold green]accepted[/]"
-        out.print(f"[bold]{file}[/]: {verdict}", highlight=False)
+        if refused:
+            say(f"{file}: refused", "bold red")
+        else:
+            say(f"{file}: accepted", "bold green")
         if submission:
-            out.print(f"  sha256  {submission.sha256}", highlight=False)
+            say(f"  sha256         {submission.sha256}")
             for key, value in submission.manifest.model_dump(mode="json").items():
-                out.print(f"  {key:<14} {value}", markup=False, highlight=False)
+                say(f"  {key:<14} {value}")
         for problem in problems:
             kind = "problem" if problem.fatal else "warning"
-            out.print(f"  {kind}: {problem}", markup=False, highlight=False, soft_wrap=True)
+            say(f"  {kind}: {problem}")
     if refused:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
-from oneround.cli.console import AsJson, out, print_json, warn_skipped
+from oneround.cli.console import AsJson, print_json, say, warn_skipped
 from oneround.data import ImageSet
 from oneround.data.images import read_image
 from oneround.errors import OneRoundError
@@ -69,11 +69,10 @@ def predict(
     if as_json:
         print_json(rows)
     elif table:
-        out.print(f"{len(rows)} prediction(s) written to {table}")
+        say(f"{len(rows)} prediction(s) written to {table}")
     else:
         for row in rows:
-            out.print(f"{row['image']}: {row['predicted']} ({row[str(row['predicted'])]})",
-                      markup=False, highlight=False)  # fmt: skip
+            say(f"{row['image']}: {row['predicted']} ({row[str(row['predicted'])]})")
     if skipped:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from oneround.cli.console import AsJson, out, print_json
+from oneround.cli.console import AsJson, print_json, say
 from oneround.report import write_report
 
 
@@ -23,4 +23,4 @@ def report(
     if as_json:
         print_json({"report": str(page), "bytes": page.stat().st_size})
     else:
-        out.print(f"report: {page}")
+        say(f"report: {page}")

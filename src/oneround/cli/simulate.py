@@ -25,6 +25,7 @@ from oneround.cli.console import (
     models_table,
     out,
     print_json,
+    say,
     warn_skipped,
 )
 from oneround.data import Splits, describe, read_splits
@@ -125,6 +126,6 @@ def run_and_show(
         return results
     out.print(models_table(results.models, {s.site: s.bytes for s in results.submissions}))
     for note in results.notes:
-        out.print(f"note: {note}", markup=False, highlight=False)
-    out.print(f"report: {page}", soft_wrap=True)
+        say(f"note: {note}")
+    say(f"report: {page}")
     return results

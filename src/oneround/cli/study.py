@@ -15,8 +15,8 @@ from oneround.cli.console import (
     Set,
     StudyFile,
     architectures_from,
-    out,
     print_json,
+    say,
 )
 from oneround.data import describe
 from oneround.errors import OneRoundError
@@ -114,12 +114,10 @@ def _show(study: Study, path: Path, as_json: bool) -> None:
     if as_json:
         print_json(study.model_dump(mode="json") | {"hash": study.hash, "file": str(path)})
         return
-    out.print(f"[bold]{path}[/]: study {study.name}, valid", highlight=False)
-    out.print(f"  classes        {', '.join(study.classes)}", markup=False, highlight=False)
-    out.print(f"  image          {study.image.channels} × {study.image.height} × "
-              f"{study.image.width}, mean {study.image.mean}, std {study.image.std}",
-              highlight=False)  # fmt: skip
-    out.print(f"  sites          {', '.join(study.sites) or 'any'}", highlight=False)
-    networks = ", ".join(map(str, study.architectures))
-    out.print(f"  architectures  {networks}", markup=False, highlight=False)
-    out.print(f"  hash           {study.hash}", highlight=False)
+    image = study.image
+    say(f"{path}: study {study.name}, valid", "bold")
+    say(f"  classes        {', '.join(study.classes)}")
+    say(f"  image          {' × '.join(map(str, image.shape))}, mean {image.mean}, std {image.std}")
+    say(f"  sites          {', '.join(study.sites) or 'any'}")
+    say(f"  architectures  {', '.join(map(str, study.architectures))}")
+    say(f"  hash           {study.hash}")

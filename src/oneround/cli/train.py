@@ -20,8 +20,8 @@ from oneround.cli.console import (
     Threads,
     architectures_from,
     fabric_for,
-    out,
     print_json,
+    say,
     warn_skipped,
 )
 from oneround.contact_sheet import write_contact_sheet
@@ -55,12 +55,7 @@ def train(
     Example: `oneround train blood.toml --data images/ --site north --out north.oneround`
     """
     study = Study.read(study_file)
-    if study.sites and site not in study.sites:
-        raise OneRoundError(
-            f"the study knows no site {site!r}.",
-            file=study_file,
-            remedy=f"Use one of {', '.join(study.sites)}, or ask the coordinator.",
-        )
+    study.require_site(site, study_file)
     splits = read_splits(
         data, image=study.image, classes=study.classes, max_skipped=max_skipped, download=download
     )
@@ -100,14 +95,14 @@ def train(
         )
         return
     validation = ", ".join(f"{k} {v:.3f}" for k, v in client.training.validation.items())
-    out.print(f"[bold]{file}[/] ({file.stat().st_size:,} bytes) is ready to hand in")
-    out.print(f"  trained on     {client.images} images; best epoch {client.training.best_epoch}")
-    out.print(f"  own validation {validation}", highlight=False)
-    out.print("  it holds       weights and a manifest; no image, no patient data")
+    say(f"{file} ({file.stat().st_size:,} bytes) is ready to hand in", "bold")
+    say(f"  trained on     {client.images} images; best epoch {client.training.best_epoch}")
+    say(f"  own validation {validation}")
+    say("  it holds       weights and a manifest; no image, no patient data")
     if manifest.class_counts is not None:
-        out.print(f"  it tells       class counts {list(manifest.class_counts)}")
+        say(f"  it tells       class counts {list(manifest.class_counts)}")
     counts = client.class_counts or ()
     empty = [name for name, count in zip(study.classes, counts, strict=True) if count == 0]
     if empty:
-        out.print(f"  no image of    {', '.join(empty)} (that is allowed)", markup=False)
-    out.print(f"  look at        {sheet} (stays here)")
+        say(f"  no image of    {', '.join(empty)} (that is allowed)")
+    say(f"  look at        {sheet} (stays here)")

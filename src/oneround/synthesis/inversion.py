@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from oneround.cost import Cost, Meter
@@ -40,7 +40,7 @@ class InversionOptions(Strict):
             layers, so that α_BN means the same for any number and depth of client models.
         jitter: largest random shift before each step, as a fraction of the image side.
         snapshots: points of the trajectory (step/steps) at which images go into the bank; the
-            trajectory costs nothing more once it is walked.
+            trajectory costs nothing more once it is walked. They rise, and the last is 1.
     """
 
     images: int = Field(default=512, ge=1)
@@ -52,6 +52,13 @@ class InversionOptions(Strict):
     bn_reduction: Literal["sum", "mean"] = "sum"
     jitter: float = Field(default=0.07, ge=0, lt=0.5)
     snapshots: tuple[float, ...] = (1.0,)
+
+    @field_validator("snapshots")
+    @classmethod
+    def _snapshots_rise_to_the_end(cls, points: tuple[float, ...]) -> tuple[float, ...]:
+        if not points or points[-1] != 1 or points[0] <= 0 or sorted(set(points)) != list(points):
+            raise ValueError("snapshots must rise from above 0 to 1")
+        return points
 
 
 def synthesize(

@@ -1,0 +1,52 @@
+# Needs make and Python 3.11 or newer; everything else goes into .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHONS := python3.13 python3.12 python3.11 python3
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PINS := pyproject.toml constraints.txt
+
+.PHONY: demo test format clean
+.DELETE_ON_ERROR:
+
+# The main job on drawn images, in a few minutes.
+demo: $(VENV)/installed
+	rm -rf demo-run
+	$(BIN)/oneround demo --out demo-run
+
+# Everything that a change must pass.
+test: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Remove all that these targets made.
+clean:
+	rm -rf $(VENV) demo-run build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/installed: $(BIN)/python $(PINS)
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/installed-dev: $(BIN)/python $(PINS)
+	$(INSTALL) -e '.[dev]'
+	touch $@ $(VENV)/installed
+
+# The first Python that is new enough and can make environments; a shim that leads nowhere fails.
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	      2>/dev/null; then \
+	    echo "$$python -m venv $(VENV)"; \
+	    exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "No Python 3.11 or newer with venv found (tried $(PYTHONS))."; \
+	echo "Debian: apt install python3 python3-venv. macOS: brew install python."; \
+	exit 1

@@ -1,0 +1,55 @@
+"""A hospital: read local images, train the client model, write the one file to hand in.
+
+Runs on drawn images in a few seconds: ``python examples/hospital.py``.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from oneround import (
+    ArchitectureSpec,
+    ImageSpec,
+    Study,
+    TrainingSpec,
+    check_submission,
+    evaluate,
+    load_model,
+    train_client,
+)
+from oneround.data.phantoms import PHANTOM_CLASSES, phantoms
+
+# The coordinator sends the study as a file, which Study.read("study.toml") reads. It says
+# what all hospitals must have in common. This one is tiny, to be quick.
+study = Study(
+    name="cells",
+    classes=PHANTOM_CLASSES,
+    image=ImageSpec(channels=3, height=32, width=32),
+    architectures=(ArchitectureSpec(arguments={"width": 4}),),
+    training=TrainingSpec(epochs=3, batch_size=32),
+)
+
+# Your own images: read_splits("images/", image=study.image, classes=study.classes).
+splits = phantoms(torch.Generator().manual_seed(1), train=300, val=60, test=120)
+print(f"{len(splits.train)} drawn training images, {splits.train.class_counts().tolist()} by class")
+
+# The epoch with the lowest loss on the hospital's own validation images is the result.
+client = train_client(study, "north", splits.train, splits.val)
+print(f"trained {client.training.epochs} epochs, kept number {client.training.best_epoch}")
+
+# Weights and a manifest, no images. Nothing else is for the coordinator.
+path = Path(tempfile.mkdtemp(prefix="oneround-")) / "north.oneround"
+manifest = client.write(path, study)
+print(f"{path}: {path.stat().st_size:,} bytes to hand in. Its manifest tells:")
+print(manifest.model_dump_json(indent=2))
+
+# What the coordinator will check, and would see.
+for problem in check_submission(path, study):
+    print(problem)
+
+# Any model file can be evaluated here: a submission, or the global model when it comes back.
+loaded = load_model(path)
+metrics = evaluate(loaded.model, splits.test, loaded.image)
+low, high = metrics.intervals["accuracy"]
+print(f"accuracy on {metrics.images} test images {metrics.accuracy:.2f} [{low:.2f}, {high:.2f}]")

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+
+from cli.conftest import Call
+from oneround.cli import doctor
+
+
+def test_what_a_bug_report_needs(call: Call) -> None:
+    content = call("doctor", "--json").json
+    assert content["packages"]["torch"] == version("torch")
+    assert {"python", "system", "device", "cores"} <= content["facts"].keys()
+    assert content["missing"] == []
+    assert version("torch") in call("doctor").out
+
+
+def test_what_is_missing_is_told(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["torch>=999", "unheard-of>=1", 'nobody-has>=1; extra == "x"']
+    monkeypatch.setattr(doctor, "requires", lambda name: lines)
+    outcome = call("doctor")
+    assert outcome.code == 1
+    assert f"missing: torch>=999 (found {version('torch')})" in outcome.out
+    assert "missing: unheard-of" in outcome.out
+    assert "missing: nobody-has" not in outcome.out

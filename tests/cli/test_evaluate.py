@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tiny
+from cli.conftest import Call, Workplace
+
+
+def test_metrics_on_local_images(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    model = workplace.run / "global.safetensors"
+    content = call("evaluate", model, "--data", workplace.data, "--out", file, "--json").json
+    assert json.loads(file.read_text()) == content
+    assert content["split"] == "test"
+    assert content["images"] == 24
+    assert {"accuracy", "balanced_accuracy", "auroc"} <= content["intervals"].keys()
+    text = call("evaluate", model, "--data", workplace.data, "--out", file)
+    assert text.code == 0
+    assert f"written to {file}" in text.out
+    assert f"{content['accuracy']:.3f}" in text.out
+
+
+def test_any_model_and_any_split(call: Call, workplace: Workplace) -> None:
+    for model in (workplace.run, workplace.submissions[0]):
+        command = ["evaluate", model, "--data", workplace.data, "--split", "val", "--json"]
+        assert call(*command).json["split"] == "val"
+
+
+def test_no_such_split(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path, tiny.images(6))
+    outcome = call("evaluate", workplace.run, "--data", folder, "--split", "val")
+    assert outcome.code == 1
+    assert "no val image" in outcome.err
+    assert call("evaluate", workplace.run, "--data", folder, "--json").json["split"] == "train"
+
+
+def test_other_classes(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path, tiny.images(6, classes=("red", "pink")))
+    outcome = call("evaluate", workplace.run, "--data", folder)
+    assert outcome.code == 1
+    assert "'pink' is not a class of the study" in outcome.err

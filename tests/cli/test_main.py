@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Call, Workplace
+from oneround.cli import app, study, train
+
+COMMANDS = [
+    ["study", "init"],
+    ["study", "check"],
+    *[[command.name] for command in app.registered_commands],
+]
+
+
+def test_all_commands_are_there() -> None:
+    names = {command[0] for command in COMMANDS}
+    assert names == {
+        "study", "train", "inspect", "distill", "evaluate", "predict", "simulate", "report",
+        "demo", "doctor",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_an_example(call: Call, command: list[str]) -> None:
+    outcome = call(*command, "--help")
+    assert outcome.code == 0
+    assert "Example" in outcome.out
+    assert f"oneround {' '.join(command)}" in " ".join(outcome.out.split())
+
+
+BAD = {
+    "study check": ["study", "check", "missing.toml"],
+    "study init": ["study", "init", "x.toml", "--data", "missing.npz"],
+    "train": ["train", "missing.toml", "--data", "x", "--site", "a", "--out", "x"],
+    "distill": ["distill", "missing.toml", "x.oneround", "--out", "run"],
+    "evaluate": ["evaluate", "missing.safetensors", "--data", "x"],
+    "predict": ["predict", "missing.safetensors", "x.png"],
+    "simulate": ["simulate", "--data", "missing.csv", "--out", "run"],
+    "report": ["report", "missing-run"],
+    "inspect": ["inspect", "x.oneround", "--study", "missing.toml"],
+}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_errors_name_file_reason_and_remedy(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = call(*BAD[command])
+    assert outcome.code == 1
+    first, reason, remedy = outcome.err.splitlines()
+    assert first.startswith("error in ")
+    assert "missing" in first
+    assert len(reason.strip()) > 10
+    assert remedy.strip().startswith("Remedy: ")
+    assert outcome.out == ""
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_wrong_usage(call: Call) -> None:
+    outcome = call("train", "--colour")
+    assert outcome.code == 2
+    assert "--colour" in outcome.err
+
+
+def test_paths_are_printed_as_they_are(call: Call, tmp_path: Path) -> None:
+    """Brackets are not markup, and long paths are not broken."""
+    path = tmp_path / "[" / "bold][red]" / ("x" * 100 + ".toml")
+    assert str(path) in call("study", "check", path).err
+    path.parent.mkdir(parents=True)
+    outcome = call("study", "init", path, "--classes", "[/bold],[red]", "--name", "tiny")
+    assert outcome.code == 0
+    assert f"{path}: study tiny" in outcome.out
+    assert "[/bold], [red]" in outcome.out
+
+
+def test_ctrl_c_says_how_to_go_on(
+    call: Call, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_client", interrupt)
+    outcome = call(
+        "train", workplace.study, "--data", workplace.data, "--site", "a", "--out", tmp_path / "a"
+    )
+    assert outcome.code == 130
+    assert "run the same command again" in outcome.err
+
+
+def test_other_errors_of_the_system(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied", "secret")
+
+    monkeypatch.setattr(study.Study, "read", fail)
+    outcome = call("study", "check", tmp_path)
+    assert outcome.code == 1
+    assert "Permission denied: 'secret'" in outcome.err
+    assert "Remedy" in outcome.err

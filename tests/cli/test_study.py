@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+from cli.conftest import Call, Workplace
+from oneround.study import Study
+
+
+def test_from_a_data_set(call: Call, workplace: Workplace) -> None:
+    content = call("study", "check", workplace.study, "--json").json
+    assert content["classes"] == sorted(tiny.CLASSES)
+    assert content["image"]["height"] == content["image"]["width"] == 16
+    assert content["training"]["epochs"] == 2
+    assert content["architectures"] == [tiny.RESNET.model_dump()]
+    assert content["hash"] == Study.read(workplace.study).hash
+
+
+def test_from_answers(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    content = call(
+        "study", "init", path, "--classes", "healthy, sick", "--size", 32, "--channels", 1,
+        "--site", "north", "--site", "south", "--no-share-class-counts", "--seed", 4,
+        "--name", "lungs", "--set", "training.class_weighted=true", "--json",
+    )  # fmt: skip
+    study = Study.read(path)
+    assert content.json["hash"] == study.hash
+    assert study.classes == ("healthy", "sick")
+    assert study.sites == ("north", "south")
+    assert study.image.shape == (1, 32, 32)
+    assert (study.name, study.seed, study.share_class_counts) == ("lungs", 4, False)
+    assert study.training.class_weighted
+    assert str(path) in call("study", "check", path).out
+
+
+def test_an_existing_study_is_kept(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    assert call("study", "init", path, "--classes", "a,b").code == 0
+    before = path.read_bytes()
+    outcome = call("study", "init", path, "--classes", "a,b,c")
+    assert outcome.code == 1
+    assert "--force" in outcome.err
+    assert path.read_bytes() == before
+    assert call("study", "init", path, "--classes", "a,b,c", "--force").code == 0
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ([], "neither --data nor --classes"),
+        (["--classes", "a"], "classes"),
+        (["--classes", "a,b", "--channels", "2"], "channels"),
+        (["--classes", "a,b", "--architecture", "resnet"], "unknown architecture"),
+        (["--classes", "a,b", "--architecture", "resnet18:breadth=3"], "breadth"),
+        (["--classes", "a,b", "--preset", "fast"], "no preset"),
+        (["--classes", "a,b", "--set", "training.epoch=3"], r"training.epoch"),
+    ],
+)
+def test_answers_that_make_no_study(
+    call: Call, tmp_path: Path, options: list[str], reason: str
+) -> None:
+    path = tmp_path / "study.toml"
+    outcome = call("study", "init", path, *options)
+    assert outcome.code == 1
+    assert reason in outcome.err
+    assert "Remedy" in outcome.err
+    assert not path.exists()

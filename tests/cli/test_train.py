@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+from cli.conftest import Call, Workplace
+from oneround.cli import train
+from oneround.study import Study
+from oneround.submission import read_submission
+
+
+def test_hands_in_one_file(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "west.oneround"
+    content = call(
+        "train", workplace.study, "--data", workplace.data, "--site", "west", "--out", out,
+        "--json",
+    ).json  # fmt: skip
+    submission = read_submission(out, Study.read(workplace.study))
+    assert content["manifest"] == submission.manifest.model_dump(mode="json")
+    assert content["bytes"] == out.stat().st_size
+    assert content["cost"]["flops"] > 0
+    assert Image.open(content["contact_sheet"]).size[0] > 500
+    assert {p.name for p in out.parent.iterdir()} == {"west.oneround", "west.contact-sheet.png"}
+
+
+def test_interrupted_and_resumed_is_equal(
+    call: Call, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", workplace.study, "--data", workplace.data, "--site", "north"]
+
+    def stop(self: object, stage: str, done: int, *rest: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "north.oneround"
+    with monkeypatch.context() as patch:
+        patch.setattr(train.ProgressBars, "__call__", stop)
+        assert call(*command, "--out", out).code == 130
+    assert not out.exists()
+    assert (tmp_path / "north.training" / "checkpoint.pt").exists()
+    assert call(*command, "--out", out).code == 0
+    study = Study.read(workplace.study)
+    straight = read_submission(workplace.submissions[0], study)
+    resumed = read_submission(out, study)
+    assert resumed.manifest.weights_sha256 == straight.manifest.weights_sha256
+    assert not (tmp_path / "north.training").exists()
+
+
+def test_a_site_without_images_of_one_class(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    data = tiny.images(20)
+    some = data.subset(torch.nonzero(data.labels > 0).flatten())
+    folder = tiny.write_folder(tmp_path / "images", some)
+    outcome = call(
+        "train", workplace.study, "--data", folder, "--site", "a", "--out", tmp_path / "a.oneround"
+    )
+    assert outcome.code == 0
+    assert "no image of    red (that is allowed)" in outcome.out
+
+
+def test_unreadable_images_are_named(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path / "images", tiny.images(20))
+    (folder / "red" / "broken.png").write_bytes(b"no picture")
+    command = ["train", workplace.study, "--data", folder, "--site", "a", "--out", tmp_path / "a"]
+    outcome = call(*command)
+    assert outcome.code == 0
+    assert "broken.png" in outcome.err
+    outcome = call(*command, "--max-skipped", 0)
+    assert outcome.code == 1
+    assert "broken.png" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--site", "../north"], "cannot be the name of a site"),
+        (["--site", "a", "--architecture", "resnet18:width=3"], "does not allow"),
+        pytest.param(
+            ["--site", "a", "--device", "cuda"],
+            "device 'cuda' cannot be used",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_refused_before_training(
+    call: Call, workplace: Workplace, tmp_path: Path, options: list[str], reason: str
+) -> None:
+    out = tmp_path / "a.oneround"
+    outcome = call("train", workplace.study, "--data", workplace.data, "--out", out, *options)
+    assert outcome.code == 1
+    assert reason in outcome.err
+    assert "Remedy" in outcome.err
+    assert not out.exists()

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from oneround.ensemble import Client, Ensemble
+from oneround.methods.ensemble import Options, ensemble
+from oneround.run import Run
+from tiny import DENSENET, IMAGE, RESNET, STUDY, clients, network
+
+
+def test_is_the_client_models_with_the_rule(tmp_path: Path) -> None:
+    members = [*clients(1), Client("other", network(1, DENSENET), DENSENET, 10, (1, 2, 3))]
+    x = torch.randn(2, *IMAGE.shape)
+    with Run(tmp_path, {}) as run:
+        made = ensemble(Ensemble(members), STUDY, run, Options(rule="logits"))
+        other = ensemble(Ensemble(members), STUDY, run, Options())
+    assert torch.equal(made.model(x), Ensemble(members, "logits")(x))
+    assert torch.equal(other.model(x), Ensemble(members, "class-counts")(x))
+    assert made.architectures == (RESNET, DENSENET)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from oneround import methods
+from oneround.ensemble import Client, Ensemble
+from oneround.methods import GlobalModel
+from oneround.run import Run
+from tiny import DENSENET, IMAGE, KANG2025, RESNET, STUDY, clients, equal, network
+
+METHOD = methods.get("kang2025")
+
+
+def made(run: Run, changes: Sequence[str] = (), ensemble: Ensemble | None = None) -> GlobalModel:
+    options = METHOD.resolve("quick", [*KANG2025, *changes])
+    return METHOD.function(ensemble or Ensemble(clients(2)), STUDY, run, options)
+
+
+def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:
+    told = set()
+    with Run(tmp_path, {}, progress=lambda stage, *rest: told.add(stage)) as run:
+        result = made(run)
+    assert result.model(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
+    assert result.architectures == (RESNET,)
+    assert not result.model.training
+    assert set(run.costs()) == told == {"synthesis", "adaptation", "distillation"}
+    assert all(cost.flops > 0 for cost in run.costs().values())
+    assert (tmp_path / "bank" / "000.safetensors").exists()
+    gallery = load_file(tmp_path / "gallery.safetensors")
+    assert gallery["bank"].dtype == torch.uint8
+    assert len(gallery["bank"]) == len(gallery["bank_targets"]) == 6
+    assert gallery["mixed_lambda"].diff().max() <= 0, "from clean to noisy"
+
+
+def test_is_deterministic_and_depends_on_the_seed(tmp_path: Path) -> None:
+    results = []
+    for number, seed in enumerate((1, 1, 2)):
+        with Run(tmp_path / str(number), {}, seed=seed) as run:
+            results.append(made(run).model)
+    assert equal(results[0], results[1])
+    assert not equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["distillation.mix=none", "distillation.teachers=original"],
+        ["adaptation.statistics=batch", "rule=logits", "noise.families=['gaussian']"],
+        ["inversion.snapshots=[0.5, 1.0]", "distillation.average=0.5"],
+        ["distillation.start=largest-site", "distillation.learning_rate=1e-4"],
+    ],
+    ids=str,
+)
+def test_every_choice_can_be_switched(tmp_path: Path, changes: list[str]) -> None:
+    with Run(tmp_path / "default", {}) as run:
+        default = made(run).model
+    with Run(tmp_path / "switched", {}) as run:
+        switched = made(run, changes).model
+    assert not equal(default, switched)
+    assert switched(torch.randn(2, *IMAGE.shape)).isfinite().all()
+
+
+def test_client_models_of_different_architectures(tmp_path: Path) -> None:
+    other = Client("other", network(5, DENSENET), DENSENET, 99, (40, 40, 19))
+    with Run(tmp_path, {}) as run:
+        result = made(run, ensemble=Ensemble([*clients(1), other]))
+    assert result.architectures == (DENSENET,), "that of the site with the most images"

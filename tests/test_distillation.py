@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from oneround import models
+from oneround.distillation import (
+    DistillationOptions,
+    Samples,
+    beta,
+    distillation_loss,
+    new_student,
+    train_student,
+)
+from oneround.ensemble import Ensemble
+from oneround.errors import OneRoundError
+from oneround.model_file import save_model
+from oneround.noise import NoiseOptions, StructureNoise
+from oneround.stage import Stage
+from oneround.study import ArchitectureSpec
+from oneround.synthesis import ImageBank
+from tiny import DENSENET, IMAGE, RESNET, STUDY, clients, equal, interrupted, network, seeded
+
+NOISE = StructureNoise(IMAGE, NoiseOptions(families=("gaussian", "gratings")))
+
+
+def options(**changes: Any) -> DistillationOptions:
+    tiny = {
+        "steps": 8,
+        "batch_size": 4,
+        "learning_rate": 0.05,
+        "temperature": 2.0,
+        "noise_pool": 8,
+        "augment": ("flip",),
+        "checkpoint_every": 3,
+    }
+    return DistillationOptions(**(tiny | changes))
+
+
+def bank(count: int = 6) -> ImageBank:
+    images = torch.randn(count, *IMAGE.shape, generator=seeded()).clamp(-1, 1).half()
+    return ImageBank(images, torch.arange(count) % 3, torch.ones(count))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_loss_is_torchs_divergence_weighted_by_lambda(temperature: float) -> None:
+    student = torch.randn(5, 4)
+    original, adapted = (torch.randn(5, 4).log_softmax(1) for _ in range(2))
+    weight = torch.rand(5)
+    kl = nn.KLDivLoss(reduction="none", log_target=True)
+    log_q = (student / temperature).log_softmax(1)
+    terms = [
+        w * temperature**2 * kl(log_q, (teacher / temperature).log_softmax(1)).sum(1)
+        for w, teacher in ((weight, original), (1 - weight, adapted))
+    ]
+    found = distillation_loss(student, original, adapted, weight, temperature)
+    for mine, reference in zip(found, terms, strict=True):
+        assert mine.item() == pytest.approx(reference.mean().item(), rel=1e-5)
+
+
+def test_loss_is_zero_where_the_student_agrees() -> None:
+    teacher = torch.randn(5, 4).log_softmax(1)
+    terms = distillation_loss(teacher + 3, teacher, teacher, torch.rand(5), 2.0)
+    assert [term.item() for term in terms] == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (2.0, 5.0), (0.3, 0.3)])
+def test_beta_has_the_right_moments(a: float, b: float) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    drawn = beta(20_000, a, b, seeded())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(drawn, beta(20_000, a, b, seeded()))
+    assert drawn.mean().item() == pytest.approx(a / (a + b), abs=0.01)
+    assert drawn.var().item() == pytest.approx(a * b / ((a + b) ** 2 * (a + b + 1)), abs=0.005)
+
+
+def test_samples_are_mixtures_of_bank_and_noise() -> None:
+    white = ImageBank(torch.ones(2, *IMAGE.shape).half(), torch.arange(2), torch.ones(2))
+    samples = Samples(white, NOISE, options(beta=(2.0, 2.0)), Stage("distillation"))
+    samples.noise = -torch.ones_like(samples.noise)
+    x, weight = samples.draw(50, seeded())
+    assert x.shape == (50, *IMAGE.shape)
+    assert weight.shape == (50,)
+    expected = weight * 1 + (1 - weight) * -1
+    assert torch.allclose(x, expected.view(-1, 1, 1, 1).expand_as(x), atol=1e-3)
+    assert torch.equal(x, samples.draw(50, seeded())[0])
+
+
+@pytest.mark.parametrize(("per", "different"), [("batch", 1), ("image", 50)])
+def test_lambda_of_a_batch_or_of_every_image(per: Any, different: int) -> None:
+    samples = Samples(bank(), NOISE, options(weight_per=per), Stage("distillation"))
+    assert len(samples.draw(50, seeded())[1].unique()) == different
+
+
+def test_noise_is_from_the_pool_at_random_positions() -> None:
+    samples = Samples(bank(), NOISE, options(beta=(1e-3, 1e3)), Stage("distillation"))
+    assert samples.noise.shape == (8, *IMAGE.shape)
+    x, weight = samples.draw(3, seeded())
+    assert weight.max() < 0.01
+    pool = samples.noise.float().flatten(1).sort(1)[0]
+    distances = torch.cdist(x.flatten(1).sort(1)[0], pool, p=float("inf"))
+    assert distances.amin(1).max() < 0.05
+
+
+def test_samples_without_noise() -> None:
+    of_bank = bank()
+    stage = Stage("distillation")
+    x, weight = Samples(of_bank, NOISE, options(mix="none", augment=()), stage).draw(9, seeded())
+    known = of_bank.images.float().flatten(1)
+    assert torch.cdist(x.flatten(1), known).amin(1).max() < 1e-3
+    assert torch.equal(weight, torch.ones(9))
+    mixed, weight = Samples(of_bank, NOISE, options(mix="bank", augment=()), stage).draw(
+        9, seeded()
+    )
+    assert torch.cdist(mixed.flatten(1), known).amin(1).max() > 0.1
+    assert torch.equal(weight, torch.ones(9)), "the original ensemble teaches all of it"
+
+
+def train(chosen: DistillationOptions, stage: Stage, **parts: Any) -> nn.Module:
+    ensemble = Ensemble(clients(2), "probabilities")
+    adapted = parts.get("adapted", Ensemble(clients(2)[::-1], "logits"))
+    student, _ = new_student(ensemble, STUDY, chosen, stage)
+    return train_student(
+        ensemble, adapted, Samples(bank(), NOISE, chosen, stage), student, chosen, stage
+    )
+
+
+def test_student_comes_close_to_its_teacher() -> None:
+    chosen = options(steps=120, batch_size=8, mix="none", augment=(), checkpoint_every=1000)
+    stage = Stage("distillation")
+    student = train(chosen, stage, adapted=None)
+    assert not student.training
+    x, ensemble = bank().images.float(), Ensemble(clients(2), "probabilities")
+    with torch.no_grad():
+        difference = (student(x).softmax(1) - ensemble(x).exp()).abs().mean()
+        before = (network(9)(x).softmax(1) - ensemble(x).exp()).abs().mean()
+    assert difference < 0.5 * before
+    assert [entry["step"] for entry in stage.curve] == [50, 100, 120]
+    assert stage.curve[-1]["loss"] < stage.curve[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"average": 0.0},
+        {"average": 0.9},
+        {"average": 0.5, "batch_norm": "train", "weight_per": "image", "beta": (0.5, 2.0)},
+        {"batch_norm": "frozen", "start": "largest-site", "learning_rate": 1e-4},
+        {"mix": "bank", "schedule": "constant", "momentum": 0.0},
+    ],
+    ids=str,
+)
+def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, changes: dict[str, Any]) -> None:
+    chosen = options(**changes)
+    whole = Stage("distillation", 2)
+    straight = train(chosen, whole)
+    for step in (2, 3, 7):  # before the first checkpoint, at it, after the second
+        with interrupted(stage := Stage("distillation", 2, tmp_path), step):
+            train(chosen, stage)
+    resumed = Stage("distillation", 2, tmp_path)
+    assert equal(train(chosen, resumed), straight)
+    assert resumed.curve == whole.curve
+    assert resumed.cost.flops == whole.cost.flops
+    assert equal(train(chosen, Stage("distillation", 2, tmp_path)), straight)
+
+
+def test_average_is_the_exponential_mean_of_the_weights() -> None:
+    """By hand, from runs that stop after 1, 2 and 3 steps of the same path."""
+    fixed = {"schedule": "constant", "batch_norm": "train"}
+    path = [train(options(steps=n, **fixed), Stage("distillation")) for n in (1, 2, 3)]
+    averaged = train(options(steps=3, average=0.75, **fixed), Stage("distillation"))
+    for name in ("fc.weight", "conv1.weight", "layer4.1.conv2.weight"):
+        one, two, three = (model.get_parameter(name) for model in path)
+        expected = 0.75 * (0.75 * one + 0.25 * two) + 0.25 * three
+        assert torch.allclose(averaged.get_parameter(name), expected, atol=1e-5)
+
+
+def test_statistics_of_the_student() -> None:
+    start = network(1)  # the largest site's
+    chosen = options(batch_norm="frozen", start="largest-site", learning_rate=1e-4)
+    frozen = train(chosen, Stage("distillation"))
+    assert torch.equal(frozen.bn1.running_mean, start.bn1.running_mean)
+    assert not torch.equal(frozen.fc.weight, start.fc.weight)
+    recalibrated = train(options(batch_norm="recalibrated"), Stage("distillation"))
+    with torch.no_grad():
+        outputs = recalibrated.conv1(bank().images.float()).transpose(0, 1).flatten(1)
+    assert torch.allclose(recalibrated.bn1.running_mean, outputs.mean(1), atol=1e-4)
+    assert torch.allclose(recalibrated.bn1.running_var, outputs.var(1), atol=1e-4, rtol=1e-3)
+
+
+def test_a_last_single_image_of_the_bank_is_no_batch_of_its_own() -> None:
+    """257 images at a size where the last feature map is one pixel."""
+    small = ArchitectureSpec(arguments={"width": 2, "stem": "standard"})
+    chosen = options(steps=1, student=small, mix="none", batch_norm="recalibrated")
+    stage, ensemble = Stage("distillation"), Ensemble(clients(1))
+    student, _ = new_student(ensemble, STUDY, chosen, stage)
+    samples = Samples(bank(257), NOISE, chosen, stage)
+    assert isinstance(train_student(ensemble, ensemble, samples, student, chosen, stage), nn.Module)
+
+
+@pytest.mark.parametrize("teachers", ["original", "noise-adapted"])
+def test_one_teacher_alone(teachers: Any) -> None:
+    stage = Stage("distillation")
+    train(options(teachers=teachers), stage)
+    entry = stage.curve[-1]
+    idle = "noise_adapted" if teachers == "original" else "original"
+    assert entry[idle] == 0
+    assert entry["loss"] > 0
+
+
+def test_new_student_from_scratch() -> None:
+    ensemble = Ensemble(clients(3))
+    student, architecture = new_student(ensemble, STUDY, options(), Stage("distillation", 1))
+    again, _ = new_student(ensemble, STUDY, options(), Stage("distillation", 1))
+    other, _ = new_student(ensemble, STUDY, options(), Stage("distillation", 2))
+    assert architecture == RESNET
+    assert equal(student, again)
+    assert not equal(student, other)
+
+
+def test_new_student_of_another_architecture() -> None:
+    chosen = options(student=DENSENET)
+    student, architecture = new_student(Ensemble(clients(1)), STUDY, chosen, Stage("distillation"))
+    assert architecture == DENSENET
+    assert student(torch.zeros(2, *IMAGE.shape)).shape == (2, 3)
+    assert isinstance(train(chosen, Stage("distillation")), type(student))
+
+
+def test_new_student_from_the_largest_site() -> None:
+    members = clients(3)  # site-2 has the most images
+    chosen = options(start="largest-site")
+    student, _ = new_student(Ensemble(members), STUDY, chosen, Stage("distillation"))
+    assert equal(student, members[2].model)
+    assert student is not members[2].model
+    assert all(p.requires_grad for p in student.parameters())
+    assert not any(p.requires_grad for p in members[2].model.parameters())
+    with pytest.raises(OneRoundError, match=r"no client model is a densenet.* to start from"):
+        new_student(
+            Ensemble(members),
+            STUDY,
+            options(start="largest-site", student=DENSENET),
+            Stage("distillation"),
+        )
+
+
+def test_new_student_from_a_file(tmp_path: Path) -> None:
+    saved = network(7)
+    save_model(tmp_path, saved, (RESNET,), STUDY, "made up")
+    chosen = options(start=str(tmp_path / "global.safetensors"))
+    student, _ = new_student(Ensemble(clients(1)), STUDY, chosen, Stage("distillation"))
+    assert equal(student, saved)
+    assert all(p.requires_grad for p in student.parameters())
+    other = chosen.model_copy(update={"student": DENSENET})
+    with pytest.raises(OneRoundError, match="the model is not a densenet") as caught:
+        new_student(Ensemble(clients(1)), STUDY, other, Stage("distillation"))
+    assert caught.value.file == chosen.start
+
+
+def test_a_distillation_that_diverges_says_so() -> None:
+    with pytest.raises(OneRoundError, match=r"not finite at step \d") as caught:
+        train(options(learning_rate=1e30), Stage("distillation"))
+    assert "distillation.learning_rate" in caught.value.remedy
+
+
+def test_teachers_do_not_change() -> None:
+    ensemble, adapted = Ensemble(clients(2)), Ensemble(clients(2))
+    before = {name: value.clone() for name, value in ensemble.state_dict().items()}
+    chosen, stage = options(steps=2), Stage("distillation")
+    student = models.build(RESNET, IMAGE, 3)
+    train_student(ensemble, adapted, Samples(bank(), NOISE, chosen, stage), student, chosen, stage)
+    for teacher in (ensemble, adapted):
+        assert all(torch.equal(v, before[name]) for name, v in teacher.state_dict().items())

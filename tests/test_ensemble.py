@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from oneround import models
+from oneround.ensemble import RULES, AdaptationOptions, Client, Ensemble, adapt_to_noise
+from oneround.errors import OneRoundError
+from oneround.noise import NoiseOptions, StructureNoise
+from oneround.stage import Stage
+from oneround.study import ArchitectureSpec
+from tiny import DENSENET, IMAGE, RESNET, clients, equal, images, network, seeded
+
+NOISE = StructureNoise(IMAGE, NoiseOptions(families=("gaussian", "spectrum")))
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
+def combined_by_hand(rule: str, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Probabilities (B, classes), with loops."""
+    sites, batch, classes = logits.shape
+    result = np.zeros((batch, classes))
+    for b in range(batch):
+        if rule == "logits":
+            result[b] = softmax(sum(logits[k, b] for k in range(sites)) / sites)
+            continue
+        for k in range(sites):
+            vote = weights[k] if rule == "class-counts" else 1 / sites
+            result[b] += vote * softmax(logits[k, b])
+        result[b] /= result[b].sum()
+    return result
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_rules_against_loops(rule: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = scale * rng.standard_normal((3, 5, 4))
+    counts = rng.integers(1, 50, (3, 4))
+    weights = counts / counts.sum(0)
+    found = RULES[rule](torch.tensor(logits), torch.tensor(weights)).exp().numpy()
+    assert np.allclose(found, combined_by_hand(rule, logits, weights), atol=1e-9)
+
+
+def test_forward_combines_the_outputs_of_the_client_models() -> None:
+    members = clients(3)
+    x = IMAGE.normalize(images(4).pixels())
+    with torch.no_grad():
+        logits = np.stack([client.model(x).double().numpy() for client in members])
+        for rule in RULES:
+            found = Ensemble(members, rule)(x)
+            weights = Ensemble(members, rule).weights.double().numpy()
+            expected = combined_by_hand(rule, logits, weights)
+            assert np.allclose(found.exp().numpy(), expected, atol=1e-5)
+
+
+def test_weights_are_shares_of_each_class() -> None:
+    one = Client("a", nn.Identity(), RESNET, 40, (10, 0, 0))
+    two = Client("b", nn.Identity(), RESNET, 40, (30, 5, 0))
+    expected = [[0.25, 0.0, 0.5], [0.75, 1.0, 0.5]]  # nobody has the last class
+    assert Ensemble([one, two]).weights.tolist() == expected
+
+
+def test_a_site_without_images_of_a_class_has_no_say_in_it() -> None:
+    weights = torch.tensor([[0.0, 0.5], [1.0, 0.5]])
+    logits = torch.tensor([[[8.0, 0.0]], [[0.0, 0.0]]])  # the first is sure of what it cannot know
+    combined = RULES["class-counts"](logits, weights).exp()
+    assert combined[0, 0] == pytest.approx(0.5 / (0.5 + 0.25), rel=1e-3)
+    nobody = RULES["class-counts"](logits, torch.zeros(2, 2))
+    assert nobody.isfinite().all()
+
+
+def test_auto_depends_on_what_sites_tell() -> None:
+    members = clients(2)
+    assert Ensemble(members).rule == "class-counts"
+    members[1] = replace(members[1], class_counts=None)
+    assert Ensemble(members).rule == "probabilities"
+    with pytest.raises(OneRoundError, match="needs the class counts of site-1") as caught:
+        Ensemble(members, "class-counts")
+    assert "probabilities" in caught.value.remedy
+    assert Ensemble(members, "logits").rule == "logits"
+
+
+def test_architectures_may_differ() -> None:
+    other = Client("other", network(1, DENSENET), DENSENET, 10, (1, 1, 1))
+    mixed = Ensemble([*clients(1), other])
+    assert mixed(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
+
+
+def test_client_models_are_frozen_and_in_eval_mode() -> None:
+    ensemble = Ensemble([Client("a", network().train(), RESNET, 10)])
+    assert not any(module.training for module in ensemble.models.modules())
+    assert not any(p.requires_grad for p in ensemble.parameters())
+
+
+def test_with_rule_shares_the_client_models() -> None:
+    ensemble = Ensemble(clients(2), "logits")
+    other = ensemble.with_rule("probabilities")
+    assert other.models[0] is ensemble.models[0]
+    assert (ensemble.rule, other.rule) == ("logits", "probabilities")
+
+
+def adapt(ensemble: Ensemble, **options: object) -> Ensemble:
+    return adapt_to_noise(ensemble, NOISE, AdaptationOptions(**options), Stage("adaptation", 3))
+
+
+def test_adapted_statistics_are_those_of_the_noise() -> None:
+    ensemble = Ensemble(clients(2))
+    before = {name: value.clone() for name, value in ensemble.state_dict().items()}
+    adapted = adapt(ensemble, batches=3, batch_size=5)
+    for name, value in ensemble.state_dict().items():
+        assert torch.equal(value, before[name]), "the original has changed"
+    weights = dict(adapted.named_parameters())
+    assert all(torch.equal(p, weights[name]) for name, p in ensemble.named_parameters())
+
+    generator = Stage("adaptation", 3).generator()
+    batches = [NOISE.sample(5, generator) for _ in range(3)]
+    for model in adapted.models:
+        outputs = [model.conv1(batch).transpose(0, 1).flatten(1) for batch in batches]
+        mean = torch.stack([out.mean(1) for out in outputs]).mean(0)
+        variance = torch.stack([out.var(1) for out in outputs]).mean(0)
+        assert torch.allclose(model.bn1.running_mean, mean, atol=1e-5)
+        assert torch.allclose(model.bn1.running_var, variance, atol=1e-5, rtol=1e-4)
+        assert not model.training
+    for model, client in zip(adapted.models, adapted.clients, strict=True):
+        assert client.model is model
+
+
+def test_momentum_keeps_a_part_of_the_original_statistics() -> None:
+    ensemble = Ensemble(clients(1))
+    full = adapt(ensemble, batches=1, batch_size=5)
+    half = adapt(ensemble, batches=1, batch_size=5, momentum=0.5)
+    old, new, mixed = (e.models[0].bn1.running_mean for e in (ensemble, full, half))
+    assert torch.allclose(mixed, 0.5 * old + 0.5 * new, atol=1e-6)
+
+
+def test_statistics_of_whatever_batch_comes() -> None:
+    ensemble = Ensemble(clients(2))
+    adapted = adapt(ensemble, statistics="batch")
+    x = NOISE.sample(6, seeded())
+    for original, copy in zip(ensemble.models, adapted.models, strict=True):
+        assert not copy.training
+        reference = network(0)
+        reference.load_state_dict(original.state_dict())
+        with torch.no_grad():
+            assert torch.allclose(copy(x), reference.train()(x), atol=1e-5)
+        assert next(models.batch_norms(original)).running_mean is not None
+
+
+def test_adaptation_is_deterministic_and_measured() -> None:
+    ensemble, stage = Ensemble(clients(2)), Stage("adaptation", 3)
+    options = AdaptationOptions(batches=2, batch_size=4)
+    first = adapt_to_noise(ensemble, NOISE, options, stage)
+    again = adapt_to_noise(ensemble, NOISE, options, Stage("adaptation", 3))
+    assert equal(first, again)
+    assert stage.cost.flops > 0
+
+
+def test_refuses_networks_without_batch_norm() -> None:
+    group = ArchitectureSpec(arguments={"width": 2, "norm": "group"})
+    member = Client("north", models.build(group, IMAGE, 3), group, 10)
+    with pytest.raises(OneRoundError, match="north has no BatchNorm"):
+        adapt(Ensemble([member]))

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from oneround.ensemble import RULES, Client, Ensemble
+from oneround.errors import OneRoundError
+from oneround.model_file import load_model, save_model
+from tiny import CLASSES, DENSENET, IMAGE, RESNET, STUDY, clients, equal, network
+
+X = torch.randn(3, *IMAGE.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_model(tmp_path, network(3), (RESNET,), STUDY, "kang2025")
+    return tmp_path
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change values in config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_network_comes_back(saved: Path) -> None:
+    loaded = load_model(saved / "global.safetensors")
+    assert equal(loaded.model, network(3))
+    assert torch.equal(loaded.model(X), network(3)(X))
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert (loaded.classes, loaded.image) == (CLASSES, IMAGE)
+    assert equal(load_model(saved).model, network(3)), "the RUN folder will do too"
+    config = json.loads((saved / "config.json").read_text())
+    assert config["study_hash"] == STUDY.hash
+    assert "Not a medical device" in config["intended_use"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_ensemble_comes_back(tmp_path: Path, rule: Any) -> None:
+    members = [*clients(2), Client("other", network(5, DENSENET), DENSENET, 9, (1, 2, 3))]
+    ensemble = Ensemble(members, rule)
+    save_model(tmp_path, ensemble, (RESNET, RESNET, DENSENET), STUDY, "ensemble")
+    loaded = load_model(tmp_path).model
+    assert isinstance(loaded, Ensemble)
+    assert torch.equal(loaded(X), ensemble(X))
+
+
+def test_saving_again_replaces(saved: Path) -> None:
+    save_model(saved, network(4), (RESNET,), STUDY, "kang2025")
+    assert equal(load_model(saved).model, network(4))
+
+
+def test_a_submission_is_a_model_too(submission_files: list[Path]) -> None:
+    loaded = load_model(submission_files[0])
+    assert equal(loaded.model, clients()[0].model)
+    assert loaded.classes == CLASSES
+
+
+def test_weights_that_were_changed_are_refused(saved: Path) -> None:
+    weights = load_file(saved / "global.safetensors")
+    weights["fc.bias"] += 1
+    save_file(weights, saved / "global.safetensors")
+    with pytest.raises(OneRoundError, match=r"not those that config\.json describes") as caught:
+        load_model(saved)
+    assert caught.value.file == str(saved / "global.safetensors")
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"architectures": [DENSENET.model_dump()]}, "do not fit the architecture"),
+        ({"classes": ["a", "b"]}, "do not fit the architecture"),
+        ({"rule": "logits"}, "do not fit the architecture"),
+        ({"architectures": []}, "architectures"),
+        ({"architectures": [{"name": "unheard-of"}]}, "unknown architecture"),
+        ({"format": 2}, "format"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_config_that_does_not_fit(saved: Path, changes: dict[str, Any], reason: str) -> None:
+    edit(saved, **changes)
+    with pytest.raises(OneRoundError, match=reason) as caught:
+        load_model(saved)
+    assert caught.value.remedy
+
+
+def test_missing_config(saved: Path) -> None:
+    (saved / "config.json").unlink()
+    with pytest.raises(OneRoundError, match="No such file") as caught:
+        load_model(saved / "global.safetensors")
+    assert caught.value.file == str(saved / "config.json")
+
+
+@pytest.mark.parametrize("name", ["no.oneround", "no.safetensors", "no-folder"])
+def test_missing_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OneRoundError, match="no such file or folder") as caught:
+        load_model(tmp_path / name)
+    assert caught.value.file == str(tmp_path / name)
+
+
+def test_missing_weights(saved: Path) -> None:
+    (saved / "global.safetensors").unlink()
+    with pytest.raises(OneRoundError, match="cannot read the weights"):
+        load_model(saved)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(OneRoundError):
+        load_model(path)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from oneround import models
+from oneround.errors import OneRoundError
+from oneround.study import ArchitectureSpec, ImageSpec
+from tiny import DENSENET, IMAGE, RESNET, equal, network
+
+ARCHITECTURES = [
+    RESNET,
+    ArchitectureSpec(arguments={"width": 4, "stem": "standard"}),
+    ArchitectureSpec(arguments={"width": 4, "norm": "group"}),
+    ArchitectureSpec(name="resnet34", arguments={"width": 2, "stem": "standard"}),
+    DENSENET,
+]
+
+
+@pytest.fixture
+def own_name() -> Iterator[str]:
+    """A name to register; it is forgotten afterwards."""
+    yield "own"
+    models._BUILDERS.pop("own", None)
+
+
+def test_every_architecture_is_tested() -> None:
+    assert {a.name for a in ARCHITECTURES} == set(models.names())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [28, 64])
+def test_builds_and_runs(architecture: ArchitectureSpec, channels: int, side: int) -> None:
+    image = ImageSpec(channels=channels, height=side, width=side)
+    model = models.build(architecture, image, 5)
+    with torch.no_grad():
+        assert model.eval()(torch.randn(2, *image.shape)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_builds_with_default_arguments(name: str) -> None:
+    with torch.device("meta"):
+        models.build(ArchitectureSpec(name=name), IMAGE, 3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+def test_expected_tensors_are_those_of_a_real_network(architecture: ArchitectureSpec) -> None:
+    expected = models.expected_tensors(architecture, IMAGE, 4)
+    real = models.build(architecture, IMAGE, 4).state_dict()
+    assert list(expected) == list(real)
+    for name, tensor in expected.items():
+        assert tensor.is_meta
+        assert (tensor.shape, tensor.dtype) == (real[name].shape, real[name].dtype)
+
+
+def test_build_is_seeded_and_leaves_torchs_random_numbers_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, same, other = (models.build(RESNET, IMAGE, 3, seed) for seed in (1, 1, 2))
+    assert equal(first, same)
+    assert not equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("resnet", {}, "unknown architecture 'resnet'"),
+        ("resnet18", {"depth": 3}, "depth"),
+        ("resnet18", {"stem": "huge"}, "huge"),
+        ("resnet18", {"width": 100_000}, "width is out of range"),
+        ("resnet18", {"width": -1}, "width is out of range"),
+        ("densenet", {"block_config": [2] * 17}, "block_config is out of range"),
+        ("densenet", {"block_config": [1000, 1000]}, "block_config is out of range"),
+    ],
+)
+def test_refuses(name: str, arguments: dict[str, Any], reason: str) -> None:
+    with pytest.raises(OneRoundError, match=reason) as caught:
+        models.build(ArchitectureSpec(name=name, arguments=arguments), IMAGE, 3)
+    assert caught.value.remedy
+
+
+def test_registers_a_users_own_network(own_name: str) -> None:
+    @models.register(own_name)
+    def linear(channels: int, classes: int, *, size: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))
+
+    spec = ArchitectureSpec(name=own_name, arguments={"size": 16})
+    assert own_name in models.names()
+    assert models.build(spec, IMAGE, 3)(torch.zeros(2, *IMAGE.shape)).shape == (2, 3)
+
+
+def test_finds_networks_of_installed_packages(
+    own_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = EntryPoint(own_name, "oneround.models:_densenet", "oneround.architectures")
+    monkeypatch.setattr(models, "_installed", lambda: [point])
+    assert own_name in models.names()
+    spec = DENSENET.model_copy(update={"name": own_name})
+    assert isinstance(models.build(spec, IMAGE, 3), nn.Module)
+
+
+def test_require_batch_norm_explains() -> None:
+    models.require_batch_norm(network(), "north")
+    group = models.build(ArchitectureSpec(arguments={"width": 8, "norm": "group"}), IMAGE, 3)
+    norms = [layer for layer in group.modules() if isinstance(layer, nn.GroupNorm)]
+    assert len(norms) == 20
+    assert {layer.num_groups for layer in norms} == {8}
+    with pytest.raises(OneRoundError, match="north has no BatchNorm layer") as caught:
+        models.require_batch_norm(group, "north")
+    assert "--method ensemble" in caught.value.remedy
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
+    ).eval()
+
+
+def statistics_by_hand(
+    model: nn.Sequential, batches: list[torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Mean and unbiased variance of the input of the second BatchNorm layer, for each batch."""
+    found = []
+    for x in batches:
+        mean = x.mean((0, 2, 3), keepdim=True)
+        biased = (x - mean).square().mean((0, 2, 3), keepdim=True)
+        y = model[1]((x - mean) / (biased + model[0].eps).sqrt())
+        found.append((y.mean((0, 2, 3)), y.transpose(0, 1).flatten(1).var(1)))
+    return found
+
+
+@torch.no_grad()
+def test_update_statistics_takes_the_mean_over_batches() -> None:
+    model = two_layers()
+    batches = [torch.randn(5, 3, 8, 8) * (i + 1) + i for i in range(3)]
+    model[2].running_mean.fill_(7)
+    models.update_statistics(model, iter(batches))
+    means, variances = zip(*statistics_by_hand(model, batches), strict=True)
+    assert torch.allclose(model[2].running_mean, torch.stack(means).mean(0), atol=1e-5)
+    assert torch.allclose(model[2].running_var, torch.stack(variances).mean(0), atol=1e-4)
+
+
+@torch.no_grad()
+def test_update_statistics_with_momentum_keeps_a_part() -> None:
+    model = two_layers()
+    batches = [torch.randn(5, 3, 8, 8) * (i + 1) + i for i in range(3)]
+    mean, variance = torch.full((4,), 7.0), torch.full((4,), 2.0)
+    model[2].running_mean.copy_(mean)
+    model[2].running_var.copy_(variance)
+    models.update_statistics(model, batches, momentum=0.3)
+    for batch_mean, batch_variance in statistics_by_hand(model, batches):
+        mean = 0.7 * mean + 0.3 * batch_mean
+        variance = 0.7 * variance + 0.3 * batch_variance
+    assert torch.allclose(model[2].running_mean, mean, atol=1e-5)
+    assert torch.allclose(model[2].running_var, variance, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_update_statistics_leaves_all_else(training: bool) -> None:
+    model = two_layers().train(training)
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    models.update_statistics(model, [torch.randn(5, 3, 8, 8)], momentum=0.5)
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(module.training is training for module in model.modules())
+    assert [layer.momentum for layer in models.batch_norms(model)] == [0.1, 0.1]
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    return all(
+        layer.weight.is_contiguous(memory_format=torch.channels_last)
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fast"),
+    [
+        (RESNET, False),  # strided 1×1 convolutions of 2, 4 and 8 channels
+        (ArchitectureSpec(arguments={"width": 8}), False),
+        (ArchitectureSpec(arguments={"width": 16}), True),
+        (DENSENET, True),  # its 1×1 convolutions have no stride
+    ],
+    ids=str,
+)
+def test_fast_layout_only_where_onednn_is_right(architecture: ArchitectureSpec, fast: bool) -> None:
+    model = models.build(architecture, IMAGE, 3)
+    models.to_fast_layout(model)
+    assert is_channels_last(model) is fast
+
+
+@pytest.mark.parametrize("width", [2, 16])
+def test_gradients_do_not_depend_on_the_layout(width: int) -> None:
+    gradients = []
+    for fast in (False, True):
+        model = models.build(ArchitectureSpec(arguments={"width": width}), IMAGE, 3)
+        if fast:
+            models.to_fast_layout(model)
+        x = torch.randn(4, *IMAGE.shape, generator=torch.Generator().manual_seed(0))
+        model(x).square().sum().backward()
+        gradients.append(torch.cat([p.grad.contiguous().flatten() for p in model.parameters()]))
+    scale = gradients[0].abs().max()
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-4 * float(scale))

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from oneround.cost import Cost
+from oneround.errors import OneRoundError
+from oneround.run import Run, environment
+
+OPTIONS = {"method": "x", "options": {"steps": 3, "noise": {"kinds": ["a", "b"]}}}
+
+
+def test_leaves_configuration_and_log(tmp_path: Path) -> None:
+    with Run(tmp_path / "new" / "run", OPTIONS) as run:
+        run.stage("synthesis", folder="bank")
+    assert json.loads((run.path / "configuration.json").read_text()) == OPTIONS
+    log = (run.path / "log.txt").read_text()
+    assert [line.split(" ", 3)[3] for line in log.splitlines()] == [
+        "started",
+        "stage synthesis",
+        "finished",
+    ]
+    assert (run.path / "bank").is_dir()
+
+
+def test_a_failure_is_logged_and_the_folder_is_free_again(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Run(tmp_path, OPTIONS):
+        raise ZeroDivisionError("by zero")
+    assert "stopped: by zero" in (tmp_path / "log.txt").read_text()
+    with Run(tmp_path, OPTIONS, resume=True):
+        pass
+    assert "resumed" in (tmp_path / "log.txt").read_text()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    """A second process holds the lock; killed, it holds nothing."""
+    with Run(tmp_path, OPTIONS):
+        pass
+    code = (
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); "
+        "lock.acquire(timeout=0); print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
+        other.stdout.readline()
+        with (
+            pytest.raises(OneRoundError, match="another process is working") as caught,
+            Run(tmp_path, OPTIONS, resume=True),
+        ):
+            pass
+        other.kill()
+    assert caught.value.file == str(tmp_path)
+    assert "Wait" in caught.value.remedy
+    with Run(tmp_path, OPTIONS, resume=True):
+        pass
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
+    with Run(tmp_path, OPTIONS):
+        pass
+    with (
+        pytest.raises(OneRoundError, match="holds a run already") as caught,
+        Run(tmp_path, OPTIONS),
+    ):
+        pass
+    assert "--resume" in caught.value.remedy
+
+
+def test_resuming_with_other_options_names_them(tmp_path: Path) -> None:
+    with Run(tmp_path, OPTIONS):
+        pass
+    other = {"method": "x", "options": {"steps": 4, "noise": {"kinds": ["b"]}}, "seed": 0}
+    with (
+        pytest.raises(OneRoundError) as caught,
+        Run(tmp_path, other, resume=True),
+    ):
+        pass
+    assert "options.noise.kinds, options.steps, seed" in caught.value.reason
+    assert json.loads((tmp_path / "configuration.json").read_text()) == OPTIONS
+
+
+def test_resume_may_also_be_the_first_time(tmp_path: Path) -> None:
+    with Run(tmp_path, OPTIONS, resume=True):
+        pass
+    assert (tmp_path / "configuration.json").exists()
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_text("")
+    for resume in (False, True):
+        with (
+            pytest.raises(OneRoundError, match=r"not empty and holds no run \(thesis.docx"),
+            Run(tmp_path, OPTIONS, resume=resume),
+        ):
+            pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.docx"]
+
+
+def test_what_a_kill_left_behind_does_not_count(tmp_path: Path) -> None:
+    """A half-written configuration, for one."""
+    (tmp_path / ".configuration.json.x1y2.part").write_text('{"me')
+    with Run(tmp_path, OPTIONS):
+        pass
+
+
+def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(OneRoundError, match="cannot be used as RUN folder"):
+        Run(tmp_path / "run", OPTIONS).__enter__()
+
+
+def test_stages_and_their_parts(tmp_path: Path) -> None:
+    with Run(tmp_path, OPTIONS, seed=5) as run:
+        for number, site in enumerate(("north", "south")):
+            stage = run.stage("training", site, folder="sites")
+            stage.cost = Cost(flops=10, seconds=1.0, peak_memory_bytes=number)
+            stage.curve.append({"epoch": number})
+        run.stage("distillation").curve.append({"step": 7})
+    assert (tmp_path / "sites" / "north").is_dir()
+    assert run.stages["training/north"].seed == 5
+    assert run.costs()["training"] == Cost(flops=20, seconds=2.0, peak_memory_bytes=1)
+    assert run.curves() == {
+        "training": {"north": [{"epoch": 0}], "south": [{"epoch": 1}]},
+        "distillation": [{"step": 7}],
+    }
+
+
+def test_environment_names_versions() -> None:
+    assert {"python", "oneround", "torch", "monai", "threads"} <= environment().keys()

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oneround.errors import OneRoundError
+from oneround.study import (
+    ArchitectureSpec,
+    ImageSpec,
+    Study,
+    merged,
+    parse_assignment,
+    preset,
+    to_toml,
+)
+from tiny import IMAGE, STUDY
+
+TEXT = """
+name = "blood"
+classes = ["a", "b"]
+seed = 3
+
+[image]
+channels = 1
+height = 16
+width = 32
+"""
+
+
+def read(tmp_path: Path, text: str | bytes) -> Study:
+    path = tmp_path / "study.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return Study.read(path)
+
+
+def test_hash_is_that_of_the_content_alone(tmp_path: Path) -> None:
+    study = read(tmp_path, TEXT)
+    assert len(study.hash) == 64
+    same = {
+        "comment": "# agreed on in May\n" + TEXT,
+        "order": 'seed = 3\nclasses = ["a", "b"]\nname = "blood"\n'
+        "[image]\nwidth = 32\nheight = 16\nchannels = 1\n",
+        "line ends": TEXT.replace("\n", "\r\n"),
+        "byte order mark": b"\xef\xbb\xbf" + TEXT.encode(),
+        "default written out": TEXT.replace("seed = 3", "seed = 3\nshare_class_counts = true"),
+        "inline table": 'name = "blood"\nclasses = ["a", "b"]\nseed = 3\n'
+        "image = {channels = 1, height = 16, width = 32}\n",
+    }
+    for change, text in same.items():
+        assert read(tmp_path, text).hash == study.hash, change
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('["a", "b"]', '["b", "a"]'),
+        ("seed = 3", "seed = 4"),
+        ("width = 32", "width = 31"),
+        ('name = "blood"', 'name = "bloods"'),
+        ("seed = 3", "seed = 3\ntraining = {epochs = 3}"),
+        ("seed = 3", 'seed = 3\narchitectures = [{name = "resnet34"}]'),
+    ],
+)
+def test_hash_changes_with_the_content(tmp_path: Path, old: str, new: str) -> None:
+    assert read(tmp_path, TEXT.replace(old, new)).hash != read(tmp_path, TEXT).hash
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    study = Study.model_validate(
+        STUDY.model_dump()
+        | {
+            "classes": (
+                '5" disk',
+                "C:\\images",
+                "naïve 細胞 🩸",
+                "it's",
+                "a # b",
+                "[x]",
+                "\\u0041",
+            ),
+            "sites": ("north", "St. Mary"),
+            "image": {"channels": 3, "mean": (0.1, 0.2, 1e-05), "std": (0.3,)},
+            "architectures": (
+                ArchitectureSpec(arguments={"width": 4, "stem": "small"}),
+                ArchitectureSpec(name="densenet", arguments={"block_config": [1, 1]}),
+                ArchitectureSpec(name="own", arguments={"rate": 0.5, "bias": True, "two words": 1}),
+            ),
+        }
+    )
+    study.write(tmp_path / "study.toml")
+    assert Study.read(tmp_path / "study.toml") == study
+    assert Study.read(tmp_path / "study.toml").hash == study.hash
+
+
+NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(NAMES, min_size=2, max_size=4, unique=True))
+def test_any_class_names_come_back(classes: list[str]) -> None:
+    study = Study(name="x", classes=tuple(classes))
+    assert tomllib.loads(to_toml(study.model_dump(mode="json")))["classes"] == classes
+
+
+def test_to_toml_is_read_by_an_independent_parser() -> None:
+    content = {"a": 1, "t": {"x": "é", "y": [0.5, True]}, "l": [{"k": {"v": "\n"}}, {}], "e": []}
+    assert tomllib.loads(to_toml(content)) == content
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("colour = 1", "colour"),
+        ("training = {epoch = 3}", "training.epoch"),
+        ("training = {learning_rate = inf}", "training.learning_rate"),
+        ("training = {augment = ['fly']}", "training.augment.0"),
+        ("architectures = []", "architectures"),
+        ("sites = ['../x']", "sites.0"),
+        ("sites = ['x', 'x']", "sites must be different"),
+        ("format = 2", "format"),
+    ],
+)
+def test_errors_name_file_key_and_remedy(tmp_path: Path, change: str, key: str) -> None:
+    with pytest.raises(OneRoundError) as caught:
+        read(tmp_path, TEXT.replace("seed = 3", change))
+    assert caught.value.file == str(tmp_path / "study.toml")
+    assert key in caught.value.reason
+    assert "known are" in caught.value.remedy
+    assert "share_class_counts" in caught.value.remedy
+
+
+@pytest.mark.parametrize("text", [b"name = ", b"\xff\xfe", b"name = 'x'\nname = 'y'"])
+def test_not_toml(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(OneRoundError, match="not a TOML file") as caught:
+        read(tmp_path, text)
+    assert caught.value.remedy
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.toml", tmp_path):
+        with pytest.raises(OneRoundError, match="cannot read the study"):
+            Study.read(path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"mean": (0.1, 0.2)}, {"std": (0.0,)}, {"std": (0.1, 0.1, -1.0)}, {"mean": (float("nan"),)}],
+)
+def test_normalization_that_makes_no_sense(values: dict[str, object]) -> None:
+    with pytest.raises(OneRoundError, match=r"mean|std"):
+        ImageSpec.validate_options(values, "image options")
+
+
+def test_normalize_per_channel_and_back() -> None:
+    spec = ImageSpec(channels=3, height=8, width=8, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+    pixels = torch.rand(4, *spec.shape)
+    inputs = spec.normalize(pixels)
+    assert torch.allclose(inputs[:, 2], (pixels[:, 2] - 0.3) / 2.0)
+    assert torch.allclose(spec.denormalize(inputs), pixels, atol=1e-6)
+    assert IMAGE.denormalize(torch.tensor([[[9.0]], [[-9.0]], [[0.0]]])).flatten().tolist() == [
+        1.0,
+        0.0,
+        0.5,
+    ]
+
+
+def test_presets_fit_the_image_size() -> None:
+    small, large = ImageSpec(height=28, width=28), ImageSpec(height=64, width=64)
+    for name in ("quick", "paper"):
+        for image, stem in ((small, "small"), (large, "standard")):
+            architecture, training = preset(name, image)
+            assert architecture.arguments["stem"] == stem
+            assert training.epochs >= 1
+    with pytest.raises(OneRoundError, match="no preset 'fast'"):
+        preset("fast", small)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("steps=3", {"steps": 3}),
+        ("a.b.c=0.5", {"a": {"b": {"c": 0.5}}}),
+        ("a = true", {"a": True}),
+        ("a=[1, 2]", {"a": [1, 2]}),
+        ('a={name = "x"}', {"a": {"name": "x"}}),
+        ("a=plain words", {"a": "plain words"}),
+        ("a=x=y", {"a": "x=y"}),
+        ("a=", {"a": ""}),
+    ],
+)
+def test_parse_assignment(text: str, expected: dict[str, object]) -> None:
+    assert parse_assignment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["steps", "=3", " = 3"])
+def test_assignment_without_key_or_value(text: str) -> None:
+    with pytest.raises(OneRoundError, match="not of the form key=value"):
+        parse_assignment(text)
+
+
+def test_merged_changes_neither() -> None:
+    base, changes = {"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}, "c": {"z": 4}}
+    assert merged(base, changes) == {"a": {"x": 1, "y": 3}, "b": 1, "c": {"z": 4}}
+    assert base == {"a": {"x": 1, "y": 2}, "b": 1}
+    assert changes == {"a": {"y": 3}, "c": {"z": 4}}
+    assert merged({"a": {"x": 1}}, {"a": 2}) == {"a": 2}
