@@ -33,8 +33,14 @@ study = Study(
 
 # Both runs have the same sites, the same client models and the same image bank.
 method = methods.get("kang2025")
-tiny = ["inversion.images=48", "inversion.batch_size=48", "inversion.steps=20",
-        "distillation.steps=40", "distillation.batch_size=32", "distillation.noise_pool=128"]  # fmt: skip
+tiny = [
+    "inversion.images=48",
+    "inversion.batch_size=48",
+    "inversion.steps=20",
+    "distillation.steps=40",
+    "distillation.batch_size=32",
+    "distillation.noise_pool=128",
+]
 for mix in ("noise", "none"):
     options = method.resolve("quick", [*tiny, f"distillation.mix={mix}"])
     run = folder / f"mix-{mix}"
