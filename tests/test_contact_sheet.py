@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,3 +33,12 @@ def test_is_deterministic(tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         write_contact_sheet(tmp_path / name, STUDY, images())
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_names_with_signs_of_formulas_or_letters_without_a_font(tmp_path: Path) -> None:
+    study = STUDY.model_copy(update={"classes": ("$x^$", "日本", "a_b")})
+    data = images(classes=study.classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_contact_sheet(tmp_path / "sheet.png", study, data)
+    assert Image.open(tmp_path / "sheet.png").size[0] > 500

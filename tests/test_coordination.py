@@ -99,6 +99,29 @@ def test_two_submissions_of_one_site_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_submissions_of_another_study_are_refused(
+    tmp_path: Path, submissions: list[Submission]
+) -> None:
+    """Submissions that were read without a study are compared with it here."""
+    changes = {"name": "other", "sites": ("site-1", "site-2"), "classes": tiny.CLASSES[::-1]}
+    other = STUDY.model_copy(update=changes)
+    with pytest.raises(OneRoundError) as caught:
+        distill(other, submissions, out=tmp_path / "run", method="fedavg")
+    found = [
+        (Path(line.split(": ")[0]).name, line.split("[")[1].split("]")[0])
+        for line in caught.value.reason.splitlines()[1:]
+    ]
+    assert found == [
+        ("site-0.oneround", "other-study"),
+        ("site-0.oneround", "unknown-site"),
+        ("site-0.oneround", "classes-differ"),
+        ("site-1.oneround", "other-study"),
+        ("site-1.oneround", "classes-differ"),
+    ]
+    assert caught.value.remedy
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_submission_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OneRoundError, match="no submission"):
         distill(STUDY, [], out=tmp_path / "run")

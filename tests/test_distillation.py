@@ -97,6 +97,14 @@ def test_lambda_of_a_batch_or_of_every_image(per: Any, different: int) -> None:
     assert len(samples.draw(50, seeded())[1].unique()) == different
 
 
+def test_lambda_rises_on_a_ramp() -> None:
+    samples = Samples(bank(), NOISE, options(ramp=True, weight_per="image"), Stage("distillation"))
+    start, middle, end = (samples.draw(50, seeded(), progress)[1] for progress in (0.0, 0.5, 1.0))
+    assert torch.allclose(middle, 0.5 + start / 2)
+    assert start.min() < 0.1
+    assert torch.equal(end, torch.ones(50))
+
+
 def test_noise_is_from_the_pool_at_random_positions() -> None:
     samples = Samples(bank(), NOISE, options(beta=(1e-3, 1e3)), Stage("distillation"))
     assert samples.noise.shape == (8, *IMAGE.shape)

@@ -67,6 +67,40 @@ def test_build_is_seeded_and_leaves_torchs_random_numbers_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_build_leaves_the_random_numbers_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(seed: int) -> None:
+        raise AssertionError("a GPU was reseeded")
+
+    for device in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(device, "manual_seed_all", fail)
+    monkeypatch.setattr(torch.mps, "manual_seed", fail)
+    models.build(RESNET, IMAGE, 3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_network_must_fit_the_images(device: str) -> None:
+    small = IMAGE.model_copy(update={"height": 8, "width": 8})
+    default = ArchitectureSpec(name="densenet")
+    with torch.device(device):
+        models.require_fit(models.build(RESNET, small, 3).train(), small, 3)
+        models.require_fit(models.build(default, IMAGE, 3), IMAGE, 3)
+        with pytest.raises(
+            OneRoundError, match=r"cannot take images of shape \(3, 8, 8\)"
+        ) as caught:
+            models.require_fit(models.build(default, small, 3), small, 3)
+        assert "larger images" in caught.value.remedy
+        with pytest.raises(OneRoundError, match=r"\(1, 3\) for one image; \(1, 4\)"):
+            models.require_fit(models.build(RESNET, small, 3), small, 4)
+
+
+def test_checking_the_fit_changes_nothing() -> None:
+    model = network().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    models.require_fit(model, IMAGE, 3)
+    assert model.training
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "reason"),
     [

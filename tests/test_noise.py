@@ -19,10 +19,10 @@ def signature(images: torch.Tensor) -> np.ndarray:
     Share of gradient energy at short range, kurtosis of the gradient, share of flat steps,
     share of the spectrum in its strongest frequency.
     """
-    grey = images.mean(1)
-    grey = (grey - grey.mean((1, 2), keepdim=True)) / grey.std((1, 2), keepdim=True)
-    step = grey.diff(dim=2).flatten(1)
-    power = torch.fft.fft2(grey).abs().square().flatten(1)
+    gray = images.mean(1)
+    gray = (gray - gray.mean((1, 2), keepdim=True)) / gray.std((1, 2), keepdim=True)
+    step = gray.diff(dim=2).flatten(1)
+    power = torch.fft.fft2(gray).abs().square().flatten(1)
     return torch.stack(
         [
             step.square().mean(1).log(),
@@ -59,7 +59,7 @@ def test_families_draw_from_the_generator_alone(name: Family) -> None:
 
 
 def test_families_differ_in_structure() -> None:
-    """A nearest-neighbor classifier on four grey statistics finds the family far above chance."""
+    """A nearest-neighbor classifier on four gray statistics finds the family far above chance."""
     known, unknown = (
         np.stack([signature(draw(80, (1, 32, 32), seeded(s))) for draw in FAMILIES.values()])
         for s in (1, 2)
@@ -114,7 +114,7 @@ def test_the_label_names_the_family() -> None:
     assert roughness[family == 0].min() > roughness[family == 1].max()
 
 
-def test_contrast_scales_around_mid_grey() -> None:
+def test_contrast_scales_around_mid_gray() -> None:
     image = ImageSpec(mean=(0.0,), std=(1.0,))
     full, half, none = (
         StructureNoise(image, NoiseOptions(contrast=c)).sample(20, seeded()) for c in (1, 0.5, 0)
@@ -124,7 +124,7 @@ def test_contrast_scales_around_mid_grey() -> None:
     assert StructureNoise(image, NoiseOptions(contrast=5)).sample(20, seeded()).max() == 1
 
 
-def test_grey_noise() -> None:
+def test_gray_noise() -> None:
     one = StructureNoise(ImageSpec(channels=1), NoiseOptions()).sample(20, seeded())
     assert one.shape == (20, 1, 28, 28)
     three = StructureNoise(ImageSpec(channels=3), NoiseOptions(color=False)).sample(20, seeded())

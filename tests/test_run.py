@@ -36,6 +36,12 @@ def test_a_failure_is_logged_and_the_folder_is_free_again(tmp_path: Path) -> Non
     assert "resumed" in (tmp_path / "log.txt").read_text()
 
 
+def test_ctrl_c_is_in_the_log(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Run(tmp_path, OPTIONS):
+        raise KeyboardInterrupt
+    assert "stopped: KeyboardInterrupt" in (tmp_path / "log.txt").read_text()
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     """A second process holds the lock; killed, it holds nothing."""
     with Run(tmp_path, OPTIONS):

@@ -118,6 +118,46 @@ def test_one_image_only() -> None:
     assert "auroc" not in client.training.validation
 
 
+@pytest.mark.parametrize(
+    ("stem", "side", "enough"),
+    [("small", 8, False), ("small", 16, True), ("standard", 32, False), ("standard", 33, True)],
+)
+def test_one_image_that_shrinks_to_one_pixel(stem: str, side: int, enough: bool) -> None:
+    image = IMAGE.model_copy(update={"height": side, "width": side})
+    architecture = ArchitectureSpec(arguments={"width": 2, "stem": stem})
+    study = STUDY.model_copy(update={"image": image, "architectures": (architecture,)})
+    if enough:
+        assert train_client(study, "north", images(1, image=image)).images == 1
+        return
+    for count in (1, 2):  # one of two is held out for validation
+        with pytest.raises(OneRoundError, match="one training image is too few") as caught:
+            train_client(study, "north", images(count, image=image))
+        assert "more images" in caught.value.remedy
+    assert train_client(study, "north", images(3, image=image)).images == 2
+
+
+def test_other_errors_of_a_users_network_are_not_hidden() -> None:
+    class Strange(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 16 * 16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                raise ValueError("strange")
+            outputs: torch.Tensor = self.layer(x.flatten(1))
+            return outputs
+
+    with pytest.raises(ValueError, match="strange"):
+        train_client(STUDY, "north", images(), model=Strange())
+
+
+def test_a_network_with_other_outputs_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
+    with pytest.raises(OneRoundError, match=r"\(1, 5\) for one image"):
+        train_client(STUDY, "north", images(), model=model)
+
+
 def test_a_class_without_images() -> None:
     data = images()
     data = data.subset(torch.nonzero(data.labels != 1).flatten())
@@ -279,3 +319,10 @@ def test_batch_norm_statistics_are_trained() -> None:
     client = train_client(STUDY, "north", images())
     first = next(models.batch_norms(client.model))
     assert not torch.allclose(first.running_mean, torch.zeros_like(first.running_mean))
+
+
+def test_all_sites_start_from_the_same_weights() -> None:
+    still = study_with(learning_rate=1e-12, epochs=1)
+    north, south = (train_client(still, site, images()).model for site in ("north", "south"))
+    for a, b in zip(north.parameters(), south.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)

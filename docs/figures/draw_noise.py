@@ -9,11 +9,11 @@ from PIL import Image
 from oneround.noise import FAMILIES
 
 generator = torch.Generator().manual_seed(0)
-colored, grey, size = 6, 3, 48
-figure, axes = plt.subplots(len(FAMILIES), colored + grey, figsize=(9, 0.86 * len(FAMILIES)))
+colored, gray, size = 6, 3, 48
+figure, axes = plt.subplots(len(FAMILIES), colored + gray, figsize=(9, 0.86 * len(FAMILIES)))
 for row, (name, family) in zip(axes, FAMILIES.items(), strict=True):
     images = [*family(colored, (3, size, size), generator)]
-    images += [*family(grey, (1, size, size), generator)]
+    images += [*family(gray, (1, size, size), generator)]
     for ax, image in zip(row, images, strict=True):
         ax.imshow(image.expand(3, -1, -1).permute(1, 2, 0), interpolation="nearest")
         ax.set_axis_off()

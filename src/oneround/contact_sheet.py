@@ -27,7 +27,8 @@ def write_contact_sheet(path: str | os.PathLike[str], study: Study, images: Imag
         shown = images.pixels(indices)
         changed = augment(study.image.normalize(shown), study.training.augment, generator)
         pictures = [*shown, *study.image.denormalize(changed)]
-        axes[row, 0].set_title(f"{name} ({int((images.labels == row).sum())})", loc="left", size=9)
+        title = f"{name} ({int((images.labels == row).sum())})"
+        axes[row, 0].set_title(title, loc="left", size=9, parse_math=False)
         for column, axis in enumerate(axes[row]):
             axis.axis("off")
             place = column % (COLUMNS // 2)

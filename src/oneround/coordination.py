@@ -22,7 +22,7 @@ from oneround.results import Models, Results, SubmissionRecord
 from oneround.run import Run, environment, log
 from oneround.stage import Progress, silent
 from oneround.study import Strict, Study
-from oneround.submission import Submission, check_together
+from oneround.submission import Submission, check_against_study, check_together
 from oneround.submission.manifest import now
 
 
@@ -53,15 +53,21 @@ def distill(
         progress: called with stage, steps done, steps in all and a note.
 
     Raises:
-        OneRoundError: no submission, or some that do not go together, a RUN folder in use or of
-            another configuration, or a method that cannot work with these client models.
+        OneRoundError: no submission, or some that do not go together or are not of ``study``, a
+            RUN folder in use or of another configuration, or a method that cannot work with
+            these client models.
     """
     if not submissions:
         raise OneRoundError("there is no submission.", remedy="Give one file for each site.")
-    problems = check_together(submissions)
-    if problems:
+    refusals = [
+        f"{s.path}: {problem}"
+        for s in submissions
+        for problem in check_against_study(s.manifest, study)
+    ]
+    refusals += map(str, check_together(submissions))
+    if refusals:
         raise OneRoundError(
-            "\n".join(["the submissions cannot be used together:", *map(str, problems)]),
+            "\n".join(["the submissions cannot be used together:", *refusals]),
             remedy="Correct or leave out these files, then run the same command again.",
         )
     method = methods.get(method) if isinstance(method, str) else method

@@ -47,6 +47,8 @@ class DistillationOptions(Strict):
         beta: λ ~ Beta(beta_a, beta_b) is the weight of the bank image.
         weight_per: one λ for a ``batch``, so that BatchNorm of the student sees one degree of
             noise at a time, as on FedISCA's trajectory; or one for every ``image``.
+        ramp: λ rises: at step s of S the drawn λ becomes s/S + (1 − s/S)·λ, so that training
+            ends on bank images as they are, as FedISCA's trajectory does.
         teachers: ``both``, weighted by λ, or one of the two ensembles alone.
         noise_pool: structure noise images drawn ahead and used again in random positions.
         augment: random changes of every sample.
@@ -70,6 +72,7 @@ class DistillationOptions(Strict):
     mix: Literal["noise", "bank", "none"] = "noise"
     beta: tuple[float, float] = (1.0, 1.0)
     weight_per: Literal["batch", "image"] = "batch"
+    ramp: bool = False
     teachers: Literal["both", "original", "noise-adapted"] = "both"
     noise_pool: int = Field(default=2048, ge=1)
     augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
@@ -95,13 +98,23 @@ class Samples:
         if options.mix == "noise":
             self.noise = noise.sample(options.noise_pool, stage.generator("noise")).half()
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples x̃, (count, C, H, W), and the weight λ of the bank image in each, (count,)."""
+    def draw(
+        self, count: int, generator: torch.Generator, progress: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples x̃, (count, C, H, W), and the weight λ of the bank image in each, (count,).
+
+        Args:
+            count: number of samples.
+            generator: on the CPU.
+            progress: share of the training that is done, for ``options.ramp``.
+        """
         images = self.bank.sample(count, generator)
         if self.options.mix == "none":
             return augment(images, self.options.augment, generator), torch.ones(count)
         draws = 1 if self.options.weight_per == "batch" else count
         weight = beta(draws, *self.options.beta, generator).expand(count)
+        if self.options.ramp:
+            weight = progress + (1 - progress) * weight
         if self.options.mix == "noise":
             other = self._noise(count, generator)
         else:
@@ -122,7 +135,7 @@ def beta(count: int, a: float, b: float, generator: torch.Generator) -> torch.Te
     if a == b == 1:
         return torch.rand(count, generator=generator)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return torch.distributions.Beta(a, b).sample((count,))
 
 
@@ -226,7 +239,8 @@ def train_student(
         for layer in models.batch_norms(student):
             layer.eval()
     for step in range(done + 1, options.steps + 1):
-        x, weight = samples.draw(options.batch_size, stage.generator(step))
+        progress = step / options.steps
+        x, weight = samples.draw(options.batch_size, stage.generator(step), progress)
         x, weight = fabric.to_device((x, _teacher_weight(weight, options)))
         with meter.step():
             original, other = _teach(ensemble, adapted, x, options)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise OneRoundError(
-            f"cannot be read as JSON: {error}.",
+            f"cannot be read as JSON: {getattr(error, 'strerror', None) or error}.",
             file=path,
             remedy="Check the path, or make the file again with the command that wrote it.",
         ) from error
@@ -99,5 +100,7 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
 def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
     """Write a matplotlib figure as PNG, atomically."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as an empty box
+        figure.savefig(buffer, format="png", dpi=80)
     write_atomic(path, buffer.getvalue())

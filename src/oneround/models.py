@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
+from itertools import chain
 from typing import TypeGuard
 
 import torch
@@ -131,7 +132,7 @@ def build(
             )
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed reseeds GPUs too
             return _BUILDERS[architecture.name](image.channels, classes, **architecture.arguments)
     except (TypeError, KeyError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise OneRoundError(
@@ -146,6 +147,31 @@ def expected_tensors(
     """Name, shape and dtype of every tensor of the network, without allocating any."""
     with torch.device("meta"):
         return build(architecture, image, classes).state_dict()
+
+
+def require_fit(model: nn.Module, image: ImageSpec, classes: int) -> None:
+    """Refuse a network that does not turn an image of this size into one output for each class.
+
+    Raises:
+        OneRoundError: the image is too small for it, or its outputs have another shape.
+    """
+    training = model.training
+    device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
+    remedy = "Use other arguments or another architecture, or agree on larger images in the study."
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(torch.zeros(1, *image.shape, device=device))
+    except RuntimeError as error:
+        raise OneRoundError(
+            f"the network cannot take images of shape {image.shape}: {error}.", remedy=remedy
+        ) from error
+    finally:
+        model.train(training)
+    if outputs.shape != (1, classes):
+        raise OneRoundError(
+            f"the network gives {tuple(outputs.shape)} for one image; (1, {classes}) is needed.",
+            remedy="Give it one output, a logit, for each class of the study.",
+        )
 
 
 def to_fast_layout(model: nn.Module) -> None:

@@ -44,7 +44,7 @@ class NoiseOptions(Strict):
     Attributes:
         families: drawn with equal probability; all by default.
         contrast: pixels become ``0.5 + contrast * (pixel - 0.5)``, clipped to [0, 1].
-        color: whether the channels differ; ``False`` gives grey images, whatever the channels.
+        color: whether the channels differ; ``False`` gives gray images, whatever the channels.
     """
 
     families: tuple[Family, ...] = Field(default=get_args(Family), min_length=1)
@@ -274,7 +274,7 @@ def voronoi(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def gaussian(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Independent normal pixels around mid-grey, standard deviation in [0.05, 0.3]."""
+    """Independent normal pixels around mid-gray, standard deviation in [0.05, 0.3]."""
     deviation = _images(_uniform(generator, 0.05, 0.3, count))[:, None]
     return (0.5 + deviation * torch.randn(count, *shape, generator=generator)).clamp(0, 1)
 

@@ -93,7 +93,7 @@ class Run:
         if error is None:
             log.info("finished")
         else:
-            log.error("stopped: %s", error or type(error).__name__)
+            log.error("stopped: %s", str(error) or type(error).__name__)
         if self._handler is not None:
             log.removeHandler(self._handler)
             self._handler.close()

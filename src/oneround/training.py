@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,9 @@ def train_client(
 ) -> TrainedClient:
     """Train as the study says; the epoch with the lowest validation loss is the result.
 
+    All sites of a study start from the same random weights, one draw for each architecture:
+    averaging weights makes sense only then (McMahan et al., AISTATS 2017, figure 1).
+
     Args:
         study: classes, image shape and training recipe.
         site: this site's name; its seed derives from the study's seed and this name.
@@ -69,9 +73,9 @@ def train_client(
         stage: where epochs are kept, so that an interrupted training goes on.
 
     Raises:
-        OneRoundError: no training image, images of another shape, a site or an architecture
-            that the study does not allow, a checkpoint of another training, or a loss that is
-            not finite.
+        OneRoundError: no training image, images of another shape, a network that does not fit
+            them, a site or an architecture that the study does not allow, one image where the
+            network needs two, a checkpoint of another training, or a loss that is not finite.
     """
     study.require_site(site)
     seed = derived_seed(study.seed, site)
@@ -83,7 +87,9 @@ def train_client(
             remedy=f"Use one of {', '.join(map(str, study.architectures))}.",
         )
     train, val = _splits(study, train, val, stage)
-    network = model or models.build(architecture, study.image, len(study.classes), seed)
+    start = derived_seed(study.seed, "initialization")
+    network = model or models.build(architecture, study.image, len(study.classes), start)
+    models.require_fit(network, study.image, len(study.classes))
     models.to_fast_layout(network)
     optimizer, schedule = _optimizer(network, spec, spec.epochs * _steps(len(train), spec))
     wrapped, optimizer = stage.fabric.setup(network, optimizer)
@@ -227,7 +233,7 @@ def _train_epoch(
     for indices in batches(len(train), study.training.batch_size, generator):
         x = augment(study.image.normalize(train.pixels(indices)), study.training.augment, generator)
         x, labels = stage.fabric.to_device((x, train.labels[indices]))
-        with meter.step(len(x)):
+        with meter.step(len(x)), _one_image_may_be_too_few():
             loss = loss_of(model(x), labels)
             optimizer.zero_grad()
             stage.fabric.backward(loss)
@@ -235,6 +241,22 @@ def _train_epoch(
         schedule.step()
         total, seen = total + loss.item() * len(x), seen + len(x)
     return total / seen
+
+
+@contextmanager
+def _one_image_may_be_too_few() -> Iterator[None]:
+    """Explain torch's error for a batch of one image that the network shrinks to one pixel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise OneRoundError(
+            "one training image is too few: this network shrinks images of this size to one "
+            "pixel, and BatchNorm cannot be trained on one value.",
+            remedy="Give this site more images (one may be held out for validation), or agree on "
+            "larger images or the small stem in the study.",
+        ) from error
 
 
 def class_weights(counts: torch.Tensor) -> torch.Tensor:

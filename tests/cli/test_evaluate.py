@@ -18,7 +18,10 @@ def test_metrics_on_local_images(call: Call, workplace: Workplace, tmp_path: Pat
     text = call("evaluate", model, "--data", workplace.data, "--out", file)
     assert text.code == 0
     assert f"written to {file}" in text.out
-    assert f"{content['accuracy']:.3f}" in text.out
+    words = " ".join(text.out.split())
+    low, high = content["intervals"]["accuracy"]
+    assert f" accuracy {content['accuracy']:.3f} {low:.3f}–{high:.3f} " in words
+    assert f" recall of red {content['recall']['red']:.3f} " in words
 
 
 def test_any_model_and_any_split(call: Call, workplace: Workplace) -> None:

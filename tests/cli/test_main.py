@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
 from cli.conftest import Call, Workplace
-from oneround.cli import app, study, train
+from oneround.cli import app, main, study, train
 
 COMMANDS = [
     ["study", "init"],
@@ -99,5 +101,29 @@ def test_other_errors_of_the_system(
     monkeypatch.setattr(study.Study, "read", fail)
     outcome = call("study", "check", tmp_path)
     assert outcome.code == 1
-    assert "Permission denied: 'secret'" in outcome.err
-    assert "Remedy" in outcome.err
+    assert outcome.err.splitlines() == [
+        "error in secret",
+        "  Permission denied.",
+        "  Remedy: Check the path, its permissions and the free space.",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_letters_that_the_terminal_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    path = tmp_path / "日本-\udcff.toml"  # a byte that is not UTF-8
+    assert main(["study", "init", str(path), "--classes", "größe,日本", "--name", "x"]) == 0
+    assert main(["study", "init", str(path), "--classes", "a,b"]) == 1
+    shown = {}
+    for name, stream in streams.items():
+        stream.flush()
+        assert isinstance(stream.buffer, io.BytesIO)
+        shown[name] = stream.buffer.getvalue().decode(encoding)
+    assert "study x, valid" in shown["stdout"]
+    assert ("日本" if encoding == "utf-8" else r"\u65e5\u672c") in shown["stdout"]
+    assert r"\udcff" in shown["stderr"]
+    assert "--force" in shown["stderr"]

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import tiny
 from cli.conftest import Call, Workplace
 from oneround.data.images import read_image
-from oneround.model_file import load_model
+from oneround.model_file import load_model, save_model
 
 
 def pictures(workplace: Workplace) -> list[Path]:
@@ -24,7 +26,8 @@ def test_probabilities_are_those_of_the_model(call: Call, workplace: Workplace) 
     expected = loaded.model(x).softmax(1)
     for row, file, probabilities in zip(rows, files, expected, strict=True):
         assert row["image"] == str(file)
-        assert [row[name] for name in loaded.classes] == pytest.approx(
+        assert list(row["probabilities"]) == list(loaded.classes)
+        assert list(row["probabilities"].values()) == pytest.approx(
             probabilities.tolist(), abs=1e-4
         )
         assert row["predicted"] == loaded.classes[int(probabilities.argmax())]
@@ -38,7 +41,27 @@ def test_a_table_of_whole_folders(call: Call, workplace: Workplace, tmp_path: Pa
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
-    assert list(rows[0]) == ["image", "predicted", *load_model(workplace.run).classes]
+    assert list(rows[0]) == ["image", "predicted", "p_blue", "p_green", "p_red"]
+    for row in rows:
+        probabilities = {name: float(row[f"p_{name}"]) for name in tiny.CLASSES}
+        assert row["predicted"] == max(probabilities, key=probabilities.__getitem__)
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_classes_named_as_the_columns_are(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    classes = ("image", "predicted", 'p, or "q"')
+    study = tiny.STUDY.model_copy(update={"classes": classes})
+    save_model(tmp_path, tiny.network(), (tiny.RESNET,), study, "fedavg")
+    (file, *_) = pictures(workplace)
+    outcome = call("predict", tmp_path, file, "--out", tmp_path / "predictions.csv", "--json")
+    with (tmp_path / "predictions.csv").open(newline="") as table:
+        (row,) = csv.DictReader(table)
+    assert list(row) == ["image", "predicted", "p_image", "p_predicted", 'p_p, or "q"']
+    (content,) = outcome.json
+    assert row["image"] == content["image"] == str(file)
+    assert row["predicted"] == content["predicted"]
+    assert [float(row[f"p_{c}"]) for c in classes] == list(content["probabilities"].values())
+    assert "p_CLASS" in " ".join(call("predict", "--help").out.split())
 
 
 def test_dicom(call: Call, workplace: Workplace, tmp_path: Path) -> None:
@@ -71,3 +94,26 @@ def test_unreadable_files_are_named_and_the_rest_is_done(
     outcome = call("predict", workplace.run, broken)
     assert outcome.code == 1
     assert "no image could be read" in outcome.err
+
+
+def test_folders(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    """Hidden files are passed over; a folder without a file is named."""
+    outcome = call("predict", workplace.run, tmp_path)
+    assert outcome.code == 1
+    assert f"error in {tmp_path}\n  no image could be read." in outcome.err
+    (file, *_) = pictures(workplace)
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "a.png").write_bytes(file.read_bytes())
+    (row,) = call("predict", workplace.run, tmp_path, "--json").json
+    assert row["image"] == str(tmp_path / "a.png")
+
+
+def test_names_that_are_not_utf_8(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    (file, *_) = pictures(workplace)
+    odd = tmp_path / os.fsdecode(b"\xff.png")
+    try:
+        odd.write_bytes(file.read_bytes())
+    except OSError:
+        pytest.skip("the file system refuses such names")
+    assert call("predict", workplace.run, odd, "--out", tmp_path / "table.csv").code == 0
+    assert os.fsencode(odd) in (tmp_path / "table.csv").read_bytes()

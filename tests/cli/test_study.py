@@ -35,6 +35,16 @@ def test_from_answers(call: Call, tmp_path: Path) -> None:
     assert str(path) in call("study", "check", path).out
 
 
+def test_a_folder_with_one_class(call: Call, tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images", tiny.images(2, classes=("sick",)))
+    command = ["study", "init", tmp_path / "study.toml", "--data", data]
+    outcome = call(*command)
+    assert outcome.code == 1
+    assert f"error in {data}\n  there is only one class, sick." in outcome.err
+    assert "--classes" in outcome.err
+    assert call(*command, "--classes", "healthy,sick").code == 0
+
+
 def test_an_existing_study_is_kept(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     assert call("study", "init", path, "--classes", "a,b").code == 0
@@ -56,6 +66,7 @@ def test_an_existing_study_is_kept(call: Call, tmp_path: Path) -> None:
         (["--classes", "a,b", "--architecture", "resnet"], "unknown architecture"),
         (["--classes", "a,b", "--architecture", "resnet18:breadth=3"], "breadth"),
         (["--classes", "a,b", "--preset", "fast"], "no preset"),
+        (["--classes", "a,b", "--size", "8", "--architecture", "densenet"], "cannot take images"),
         (["--classes", "a,b", "--set", "training.epoch=3"], r"training.epoch"),
     ],
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -72,6 +73,35 @@ def test_unreadable_images_are_named(call: Call, workplace: Workplace, tmp_path:
     outcome = call(*command, "--max-skipped", 0)
     assert outcome.code == 1
     assert "broken.png" in outcome.err
+
+
+def test_out_never_replaces_anything_but_a_submission(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.oneround").mkdir()
+    study = workplace.study.read_bytes()
+    table = tmp_path / "data.npz"
+    np.savez(table, x=np.zeros(3))
+    for out in (workplace.study, tmp_path / "folder", tmp_path / "folder.oneround", table):
+        outcome = call(
+            "train", workplace.study, "--data", workplace.data, "--site", "a", "--out", out
+        )
+        assert outcome.code == 1
+        assert outcome.err.startswith(f"error in {out}\n")
+        assert "something else than a submission" in outcome.err
+        assert "Remedy" in outcome.err
+    assert workplace.study.read_bytes() == study
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_out_in_a_file(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "a.oneround"
+    outcome = call("train", workplace.study, "--data", workplace.data, "--site", "a", "--out", out)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error in ")
+    assert "Remedy" in outcome.err
 
 
 @pytest.mark.parametrize(

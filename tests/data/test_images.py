@@ -122,8 +122,9 @@ def test_truncated_jpeg(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(OneRoundError, match="no such file"):
+    with pytest.raises(OneRoundError, match="no such file") as caught:
         read_image(tmp_path / "a.png", GRAY)
+    assert caught.value.remedy == "Check the path and its permissions."
     with pytest.raises(OneRoundError, match="directory"):
         read_image(tmp_path, GRAY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -40,18 +41,17 @@ for command in (train, inspect, distill, evaluate, predict, simulate, report, de
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0 only when all is well, 1 for an error that was told."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # show what the terminal has no letters for
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, standalone_mode=True)
     except OneRoundError as error:
-        say(f"error in {error.file}" if error.file else "error", "bold red", err)
-        say(f"  {error.reason}", console=err)
-        if error.remedy:
-            say(f"  Remedy: {error.remedy}", console=err)
-        return 1
+        return _tell(error)
     except OSError as error:
-        say(f"error: {error}", "bold red", err)
-        say("  Remedy: check the path, its permissions and the free space.", console=err)
-        return 1
+        file = None if error.filename is None else str(error.filename)
+        remedy = "Check the path, its permissions and the free space."
+        return _tell(OneRoundError(f"{error.strerror or error}.", file=file, remedy=remedy))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             say("interrupted; to go on, run the same command again, distill, simulate and demo "
@@ -60,5 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _tell(error: OneRoundError) -> int:
+    """File, reason and remedy on standard error; the exit code."""
+    say(f"error in {error.file}" if error.file else "error", "bold red", err)
+    say(f"  {error.reason}", console=err)
+    if error.remedy:
+        say(f"  Remedy: {error.remedy}", console=err)
+    return 1

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 import typer
 from lightning_fabric import Fabric
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
+from oneround.report import units
 from oneround.results import Models
 from oneround.study import ArchitectureSpec, parse_assignment
 
@@ -110,44 +112,59 @@ def warn_skipped(skipped: Iterable[str]) -> None:
             say(f"  … and {len(lines) - 20} more", console=err)
 
 
-def metrics_row(name: str, metrics: Metrics | None, sent: str) -> list[str]:
-    """Cells of one model."""
-    if metrics is None:
-        return [name, "—", "—", "—", sent]
+def plain_table(first: str, columns: Iterable[str], title: str = "") -> Table:
+    """A table of names and numbers without frame, for 80 columns; only names are folded."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(escape(column), justify="right", no_wrap=True)
+    return table
 
-    def cell(key: str) -> str:
-        value = getattr(metrics, key)
-        if value is None:
-            return "—"
-        low, high = metrics.intervals.get(key, (value, value))
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
-    return [name, cell("accuracy"), cell("balanced_accuracy"), cell("auroc"), sent]
-
-
-def models_table(models: Models, bytes_sent: dict[str, int]) -> Table:
+def models_table(models: Models, bytes_sent: Mapping[str, int]) -> Table:
     """Every model with its 95 % intervals, and the bytes that had to be sent for it."""
-    table = Table(title="Test images; 95 % intervals", title_justify="left")
-    for column in ("model", "accuracy", "balanced accuracy", "AUROC", "bytes sent"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    keys = ("accuracy", "balanced_accuracy", "auroc")
+    title = "Test images: value and 95 % interval"
+    table = plain_table("model", ("accuracy", "balanced accuracy", "AUROC", "sent"), title)
+
+    def cell(metrics: Metrics | None, key: str) -> str:
+        if metrics is None or getattr(metrics, key) is None:
+            return units.decimal(None)
+        interval = units.interval(metrics.intervals[key], units.decimal)
+        return f"{units.decimal(getattr(metrics, key))} {interval}"
+
+    def add(name: str, metrics: Metrics | None, sent: int, style: str | None = None) -> None:
+        cells = (cell(metrics, key) for key in keys)
+        table.add_row(name, *cells, units.si(sent, "B").replace(units.SPACE, " "), style=style)
+
     for site in models.sites:
-        table.add_row(*metrics_row(site.site, site, f"{bytes_sent[site.site]:,}"))
-    total = f"{sum(bytes_sent.values()):,}"
-    table.add_section()
-    table.add_row(*metrics_row("one-shot FedAvg", models.fedavg, total))
-    table.add_row(*metrics_row("ensemble", models.ensemble, total))
-    table.add_row(*metrics_row("global model", models.global_model, total), style="bold")
+        add(site.site, site, bytes_sent[site.site])
+    table.add_row()
+    total = sum(bytes_sent.values())
+    add("1-shot FedAvg", models.fedavg, total)
+    add("ensemble", models.ensemble, total)
+    add("global model", models.global_model, total, "bold")
     return table
 
 
 def counts_table(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Table:
-    """Training images of each class at each site."""
-    table = Table(title="Training images", title_justify="left")
-    table.add_column("site")
-    for name in (*classes, "total"):
-        table.add_column(escape(name), justify="right", overflow="fold")
-    for site, row in counts.items():
-        table.add_row(site, *map(str, row), str(sum(row)))
+    """Training images of each class at each site; the longer names go down the side."""
+    columns = [*zip(*counts.values(), strict=True), tuple(map(sum, counts.values()))]
+    if len("".join(classes)) <= len("".join(counts)):
+        table = plain_table("site", (*classes, "total"), "Training images")
+        for site, *numbers in zip(counts, *columns, strict=True):
+            table.add_row(site, *map(str, numbers))
+        return table
+    table = plain_table("class", counts, "Training images")
+    for name, row in zip((*classes, "total"), columns, strict=True):
+        table.add_row(escape(name), *map(str, row))
     return table
 
 
@@ -177,7 +194,8 @@ class ProgressBars(AbstractContextManager["ProgressBars"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if err.is_terminal:
+            self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         """Take note of a step; an :data:`oneround.stage.Progress`."""

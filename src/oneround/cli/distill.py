@@ -68,7 +68,7 @@ def distill(
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))
         return
-    say(f"{run / 'global.safetensors'} from {len(submissions)} submissions", "bold")
+    say(f"{run / 'global.safetensors'} from {len(submissions)} submission(s)", "bold")
     say(f"  send it, with {run / 'config.json'}, to the sites; there:")
     say(f"  oneround evaluate {run / 'global.safetensors'} --data PATH")
     say(f"  report: {page}")

@@ -18,18 +18,26 @@ from oneround.cli.console import (
     MaxSkipped,
     Threads,
     fabric_for,
-    metrics_row,
     out,
+    plain_table,
     print_json,
     say,
     warn_skipped,
 )
 from oneround.data import ImageSet, Splits, read_splits
 from oneround.errors import OneRoundError
+from oneround.evaluation import Metrics
 from oneround.files import write_json
 from oneround.model_file import load_model
+from oneround.report import units
 
 Split = Literal["auto", "train", "val", "test"]
+LABELS = {
+    "accuracy": "accuracy",
+    "balanced accuracy": "balanced_accuracy",
+    "AUROC": "auroc",
+    "calibration error": "ece",
+}
 
 
 def evaluate(
@@ -71,17 +79,24 @@ def evaluate(
     if as_json:
         print_json(content)
         return
-    table = Table(title=f"{metrics.images} {name} images; 95 % intervals", title_justify="left")
-    for column in ("model", "accuracy", "balanced accuracy", "AUROC", "ECE"):
-        table.add_column(column)
-    table.add_row(*metrics_row(escape(model_file.name), metrics, f"{metrics.ece:.3f}"))
-    out.print(table)
-    recall = Table(title="recall", title_justify="left", show_header=False)
-    for label, value in metrics.recall.items():
-        recall.add_row(escape(label), "no image" if value is None else f"{value:.3f}")
-    out.print(recall)
+    say(f"{model_file} on {metrics.images} {name} images", "bold")
+    out.print(_table(metrics))
     if file:
         say(f"written to {file}")
+
+
+def _table(metrics: Metrics) -> Table:
+    """Every metric with its interval where it has one, then the recall of every class."""
+    table = plain_table("metric", ("value", "95 % interval"))
+    for label, key in LABELS.items():
+        interval = metrics.intervals.get(key)
+        shown = units.interval(interval, units.decimal) if interval else ""
+        table.add_row(label, units.decimal(getattr(metrics, key)), shown)
+    table.add_row()
+    for name, value in metrics.recall.items():
+        shown = "no image" if value is None else units.decimal(value)
+        table.add_row(escape(f"recall of {name}"), shown)
+    return table
 
 
 def _choose(splits: Splits, split: Split, data: str) -> tuple[str, ImageSet]:

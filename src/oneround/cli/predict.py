@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,26 @@ import typer
 from oneround.cli.console import AsJson, print_json, say, warn_skipped
 from oneround.data import ImageSet
 from oneround.data.images import read_image
+from oneround.data.listing import files_below
 from oneround.errors import OneRoundError
 from oneround.evaluation import predict as probabilities_of
 from oneround.files import write_atomic
 from oneround.model_file import load_model
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image.
+
+    Attributes:
+        image: path of the file.
+        predicted: the class with the highest probability.
+        probabilities: of every class.
+    """
+
+    image: str
+    predicted: str
+    probabilities: dict[str, float]
 
 
 def predict(
@@ -28,7 +45,13 @@ def predict(
         ),
     ],
     table: Annotated[
-        Path | None, typer.Option("--out", help="CSV file to write.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            help="CSV file to write, with the columns image, predicted and, for each class, "
+            "p_CLASS: its probability.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,38 +71,45 @@ def predict(
             skipped.append(str(error))
     warn_skipped(skipped)
     if not images:
-        raise OneRoundError("no image could be read.", remedy="Check the paths and formats above.")
+        raise OneRoundError(
+            "no image could be read.",
+            file=files[0] if len(files) == 1 else None,
+            remedy="Give image files, or folders that hold some.",
+        )
     data = ImageSet(
         torch.stack(images), torch.zeros(len(images), dtype=torch.int64), loaded.classes
     )
-    rows = [
-        {
-            "image": str(path),
-            "predicted": loaded.classes[int(row.argmax())],
-            **{name: round(float(p), 6) for name, p in zip(loaded.classes, row, strict=True)},
-        }
+    predictions = [
+        Prediction(
+            str(path),
+            loaded.classes[int(row.argmax())],
+            {name: round(float(p), 6) for name, p in zip(loaded.classes, row, strict=True)},
+        )
         for path, row in zip(paths, probabilities_of(loaded.model, data, loaded.image), strict=True)
     ]
     if table:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(table, text.getvalue().encode())
+        write_atomic(table, _csv(predictions, loaded.classes))
     if as_json:
-        print_json(rows)
+        print_json([asdict(prediction) for prediction in predictions])
     elif table:
-        say(f"{len(rows)} prediction(s) written to {table}")
+        say(f"{len(predictions)} prediction(s) written to {table}")
     else:
-        for row in rows:
-            say(f"{row['image']}: {row['predicted']} ({row[str(row['predicted'])]})")
+        for p in predictions:
+            say(f"{p.image}: {p.predicted} ({p.probabilities[p.predicted]})")
     if skipped:
         raise typer.Exit(1)
 
 
+def _csv(predictions: list[Prediction], classes: tuple[str, ...]) -> bytes:
+    """A line for each image; the prefix keeps a class named "image" apart from the column."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", "predicted", *(f"p_{name}" for name in classes)])
+    for p in predictions:
+        writer.writerow([p.image, p.predicted, *(p.probabilities[name] for name in classes)])
+    return text.getvalue().encode(errors="surrogateescape")
+
+
 def _expand(paths: list[Path]) -> list[Path]:
-    """Files as given, and all files below folders."""
-    found: list[Path] = []
-    for path in paths:
-        found += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return found
+    """Files as given, and all files below folders but hidden ones."""
+    return [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]

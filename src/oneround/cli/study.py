@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from oneround import models
@@ -66,6 +67,12 @@ def init(
         raise OneRoundError(
             "neither --data nor --classes was given.", remedy="Give one of the two."
         )
+    if found and not classes and len(found.classes) < 2:
+        raise OneRoundError(
+            f"there is only one class, {found.classes[0]}.",
+            file=data,
+            remedy="Add images of another class, or name all classes with --classes.",
+        )
     base = found.image if found else ImageSpec()
     side = {"height": size, "width": size} if size else {}
     image = ImageSpec.validate_options(
@@ -105,9 +112,11 @@ def check(path: StudyFile, as_json: AsJson = False) -> None:
 
 
 def _build_all(study: Study) -> None:
-    """Every network of the study can be built."""
+    """Every network of the study can be built and takes its images; nothing is allocated."""
     for architecture in study.architectures:
-        models.expected_tensors(architecture, study.image, len(study.classes))
+        with torch.device("meta"):
+            network = models.build(architecture, study.image, len(study.classes))
+            models.require_fit(network, study.image, len(study.classes))
 
 
 def _show(study: Study, path: Path, as_json: bool) -> None:

@@ -29,6 +29,7 @@ from oneround.data import read_splits
 from oneround.errors import OneRoundError
 from oneround.stage import Stage, derived_seed
 from oneround.study import Study
+from oneround.submission import check_submission
 from oneround.training import train_client
 
 
@@ -56,6 +57,12 @@ def train(
     """
     study = Study.read(study_file)
     study.require_site(site, study_file)
+    if file.exists() and any(problem.fatal for problem in check_submission(file)):
+        raise OneRoundError(
+            "there is something else than a submission already.",
+            file=file,
+            remedy="Choose another --out, by custom NAME.oneround, or move it away.",
+        )
     splits = read_splits(
         data, image=study.image, classes=study.classes, max_skipped=max_skipped, download=download
     )

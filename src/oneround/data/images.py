@@ -50,7 +50,9 @@ def read_original(path: str | os.PathLike[str]) -> torch.Tensor:
     except OneRoundError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise OneRoundError(_reason(path, error), file=path, remedy=SUPPORTED) from error
+        missing = isinstance(error, OSError) and error.errno  # not an error of a decoder
+        remedy = "Check the path and its permissions." if missing else SUPPORTED
+        raise OneRoundError(_reason(path, error), file=path, remedy=remedy) from error
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 

@@ -51,7 +51,9 @@ def list_folder(root: Path) -> Listing:
     groups = [(folder.name, folder) for folder in splits] or [("train", root)]
     classes = [(split, folder) for split, parent in groups for folder in _folders(parent)]
     files = tuple(
-        ListedFile(path, folder.name, split) for split, folder in classes for path in _files(folder)
+        ListedFile(path, folder.name, split)
+        for split, folder in classes
+        for path in files_below(folder)
     )
     if not files:
         raise OneRoundError(
@@ -129,5 +131,6 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """All files in ``folder`` and the folders below it but hidden ones, sorted."""
     return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))

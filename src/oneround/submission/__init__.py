@@ -6,7 +6,7 @@
 and :func:`read_submissions` restore client models and refuse files with fatal problems.
 """
 
-from oneround.submission.checks import check_together
+from oneround.submission.checks import check_against_study, check_together
 from oneround.submission.manifest import Manifest, Privacy, TrainingSummary
 from oneround.submission.read import (
     LIMIT_BYTES,
@@ -23,6 +23,7 @@ __all__ = [
     "Privacy",
     "Submission",
     "TrainingSummary",
+    "check_against_study",
     "check_submission",
     "check_together",
     "read_submission",

@@ -36,7 +36,7 @@ class InversionOptions(Strict):
         learning_rate: of Adam on the pixels, with betas (0.5, 0.9).
         tv_weight: α_TV.
         bn_weight: α_BN.
-        bn_reduction: ``sum``: the term as written above; ``mean``: divided by its number of
+        bn_reduction: ``sum``: the term as in the equation; ``mean``: divided by its number of
             layers, so that α_BN means the same for any number and depth of client models.
         jitter: largest random shift before each step, as a fraction of the image side.
         snapshots: points of the trajectory (step/steps) at which images go into the bank; the
