@@ -37,6 +37,9 @@ def options(**changes: Any) -> DistillationOptions:
         "noise_pool": 8,
         "augment": ("flip",),
         "checkpoint_every": 3,
+        "mix": "noise",
+        "ramp": False,
+        "start": "scratch",
     }
     return DistillationOptions(**(tiny | changes))
 
@@ -158,7 +161,7 @@ def test_student_comes_close_to_its_teacher() -> None:
         {"average": 0.0},
         {"average": 0.9},
         {"average": 0.5, "batch_norm": "train", "weight_per": "image", "beta": (0.5, 2.0)},
-        {"batch_norm": "frozen", "start": "largest-site", "learning_rate": 1e-4},
+        {"batch_norm": "frozen", "start": "auto", "learning_rate": 1e-4},
         {"mix": "bank", "schedule": "constant", "momentum": 0.0},
     ],
     ids=str,
@@ -190,7 +193,7 @@ def test_average_is_the_exponential_mean_of_the_weights() -> None:
 
 def test_statistics_of_the_student() -> None:
     start = network(1)  # the largest site's
-    chosen = options(batch_norm="frozen", start="largest-site", learning_rate=1e-4)
+    chosen = options(batch_norm="frozen", start="auto", learning_rate=1e-4)
     frozen = train(chosen, Stage("distillation"))
     assert torch.equal(frozen.bn1.running_mean, start.bn1.running_mean)
     assert not torch.equal(frozen.fc.weight, start.fc.weight)
@@ -241,19 +244,17 @@ def test_new_student_of_another_architecture() -> None:
 
 def test_new_student_from_the_largest_site() -> None:
     members = clients(3)  # site-2 has the most images
-    chosen = options(start="largest-site")
+    chosen = options(start="auto")
     student, _ = new_student(Ensemble(members), STUDY, chosen, Stage("distillation"))
     assert equal(student, members[2].model)
     assert student is not members[2].model
     assert all(p.requires_grad for p in student.parameters())
     assert not any(p.requires_grad for p in members[2].model.parameters())
-    with pytest.raises(OneRoundError, match=r"no client model is a densenet.* to start from"):
-        new_student(
-            Ensemble(members),
-            STUDY,
-            options(start="largest-site", student=DENSENET),
-            Stage("distillation"),
-        )
+    of_another = chosen.model_copy(update={"student": DENSENET})
+    fresh, architecture = new_student(Ensemble(members), STUDY, of_another, Stage("distillation"))
+    assert architecture == DENSENET
+    scratch = of_another.model_copy(update={"start": "scratch"})
+    assert equal(fresh, new_student(Ensemble(members), STUDY, scratch, Stage("distillation"))[0])
 
 
 def test_new_student_from_a_file(tmp_path: Path) -> None:

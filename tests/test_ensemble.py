@@ -108,7 +108,8 @@ def test_with_rule_shares_the_client_models() -> None:
 
 
 def adapt(ensemble: Ensemble, **options: object) -> Ensemble:
-    return adapt_to_noise(ensemble, NOISE, AdaptationOptions(**options), Stage("adaptation", 3))
+    chosen = AdaptationOptions(**{"statistics": "running"} | options)
+    return adapt_to_noise(ensemble, NOISE, chosen, Stage("adaptation", 3))
 
 
 def test_adapted_statistics_are_those_of_the_noise() -> None:
@@ -156,7 +157,7 @@ def test_statistics_of_whatever_batch_comes() -> None:
 
 def test_adaptation_is_deterministic_and_measured() -> None:
     ensemble, stage = Ensemble(clients(2)), Stage("adaptation", 3)
-    options = AdaptationOptions(batches=2, batch_size=4)
+    options = AdaptationOptions(statistics="running", batches=2, batch_size=4)
     first = adapt_to_noise(ensemble, NOISE, options, stage)
     again = adapt_to_noise(ensemble, NOISE, options, Stage("adaptation", 3))
     assert equal(first, again)

@@ -45,8 +45,8 @@ class DistillationOptions(Strict):
         mix: ``noise``: pseudo intermediate samples of bank image and structure noise;
             ``bank``: of two bank images (mixup, Zhang et al. 2018), ``none``: bank images.
         beta: λ ~ Beta(beta_a, beta_b) is the weight of the bank image.
-        weight_per: one λ for a ``batch``, so that BatchNorm of the student sees one degree of
-            noise at a time, as on FedISCA's trajectory; or one for every ``image``.
+        weight_per: one λ for every ``image``; or one for a ``batch``, so that BatchNorm of the
+            student sees one degree of noise at a time, as on FedISCA's trajectory.
         ramp: λ rises: at step s of S the drawn λ becomes s/S + (1 − s/S)·λ, so that training
             ends on bank images as they are, as FedISCA's trajectory does.
         teachers: ``both``, weighted by λ, or one of the two ensembles alone.
@@ -57,29 +57,29 @@ class DistillationOptions(Strict):
             start has from real images; ``train``: running statistics of the samples;
             ``recalibrated``: the same, and at the end taken anew from the bank images alone.
         student: its architecture; by default that of the site with the most images.
-        start: ``scratch``; ``largest-site``: the client model with the most images (of the
-            student's architecture); or the path of a model file.
+        start: ``auto``: the client model with the most images among those of the student's
+            architecture, or from scratch if there is none; ``scratch``; or a model file.
         checkpoint_every: steps between checkpoints.
     """
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=600, ge=1)
     batch_size: int = Field(default=128, ge=2)
-    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     temperature: float = Field(default=4.0, gt=0)
     mix: Literal["noise", "bank", "none"] = "noise"
     beta: tuple[float, float] = (1.0, 1.0)
-    weight_per: Literal["batch", "image"] = "batch"
-    ramp: bool = False
+    weight_per: Literal["image", "batch"] = "image"
+    ramp: bool = True
     teachers: Literal["both", "original", "noise-adapted"] = "both"
     noise_pool: int = Field(default=2048, ge=1)
     augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
     average: float = Field(default=0.0, ge=0, lt=1)
     batch_norm: Literal["frozen", "train", "recalibrated"] = "recalibrated"
     student: ArchitectureSpec | None = None
-    start: str = "scratch"
+    start: str = "auto"
     checkpoint_every: int = Field(default=100, ge=1)
 
 
@@ -170,23 +170,19 @@ def new_student(
     """The student before training, and its architecture.
 
     Raises:
-        OneRoundError: no client model has the student's architecture to start from.
+        OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
     largest = sorted(ensemble.clients, key=lambda client: -client.images)
     architecture = options.student or largest[0].architecture
-    if options.start == "scratch":
+    alike = [client.model for client in largest if client.architecture == architecture]
+    if options.start not in ("auto", "scratch"):
+        student = _from_file(options.start, study, architecture)
+    elif options.start == "auto" and alike:
+        student = copy.deepcopy(alike[0]).requires_grad_(True)
+    else:
         seed = derived_seed(stage.seed, "student")
-        return models.build(architecture, study.image, len(study.classes), seed), architecture
-    if options.start != "largest-site":
-        return _from_file(options.start, study, architecture), architecture
-    for client in largest:
-        if client.architecture == architecture:
-            student = copy.deepcopy(client.model).requires_grad_(True)
-            return student, architecture
-    raise OneRoundError(
-        f"no client model is a {architecture} to start from.",
-        remedy="Set distillation.start=scratch, or leave out distillation.student.",
-    )
+        student = models.build(architecture, study.image, len(study.classes), seed)
+    return student, architecture
 
 
 def train_student(

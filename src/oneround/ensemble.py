@@ -123,15 +123,15 @@ class AdaptationOptions(Strict):
     """How noise-adapted client models are made.
 
     Attributes:
-        statistics: ``running``: BatchNorm's running statistics are updated on noise, then
-            fixed; ``batch``: the statistics of whatever batch comes (FedISCA's code in effect).
-        batches: noise batches to pass over.
+        statistics: ``batch``: the statistics of whatever batch comes (FedISCA's code in
+            effect); ``running``: BatchNorm's running statistics are updated on noise, then fixed.
+        batches: for ``running``: noise batches to pass over.
         batch_size: images in each.
         momentum: of the update; after n batches (1 − momentum)ⁿ of the original statistics is
             left. ``0``: replace them by the mean over all batches.
     """
 
-    statistics: Literal["running", "batch"] = "running"
+    statistics: Literal["batch", "running"] = "batch"
     batches: int = Field(default=8, ge=1)
     batch_size: int = Field(default=128, ge=2)
     momentum: float = Field(default=0.0, ge=0, le=1)

@@ -48,7 +48,7 @@ class NoiseOptions(Strict):
     """
 
     families: tuple[Family, ...] = Field(default=get_args(Family), min_length=1)
-    contrast: float = Field(default=1.0, ge=0)
+    contrast: float = Field(default=0.4, ge=0)
     color: bool = True
 
 

@@ -52,7 +52,7 @@ def test_is_deterministic_and_depends_on_the_seed(tmp_path: Path) -> None:
         ["distillation.mix=none", "distillation.teachers=original"],
         ["adaptation.statistics=batch", "rule=logits", "noise.families=['gaussian']"],
         ["inversion.snapshots=[0.5, 1.0]", "distillation.average=0.5"],
-        ["distillation.start=largest-site", "distillation.learning_rate=1e-4"],
+        ["distillation.start=auto", "distillation.learning_rate=1e-4"],
     ],
     ids=str,
 )

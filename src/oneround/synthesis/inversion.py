@@ -44,11 +44,11 @@ class InversionOptions(Strict):
     """
 
     images: int = Field(default=512, ge=1)
-    batch_size: int = Field(default=256, ge=2)
+    batch_size: int = Field(default=128, ge=2)
     steps: int = Field(default=150, ge=1)
     learning_rate: float = Field(default=0.05, gt=0)
-    tv_weight: float = Field(default=2.5e-5, ge=0)
-    bn_weight: float = Field(default=10.0, ge=0)
+    tv_weight: float = Field(default=0.3, ge=0)
+    bn_weight: float = Field(default=1.0, ge=0)
     bn_reduction: Literal["sum", "mean"] = "sum"
     jitter: float = Field(default=0.07, ge=0, lt=0.5)
     snapshots: tuple[float, ...] = (1.0,)
