@@ -23,7 +23,7 @@ def write_gallery(
     samples: Samples,
     per_kind: int = 8,
 ) -> None:
-    """Write ``gallery.safetensors``: some bank images, noise images and mixed samples.
+    """Write ``gallery.safetensors``: some bank images and, where there are, mixed samples.
 
     Tensors ``bank``, ``noise`` and ``mixed`` are (N, C, H, W) ``uint8``; ``bank_targets`` and
     ``noise_families`` (N,) ``int64``; ``mixed_lambda`` (N,) ``float32``. The metadata name the
@@ -37,18 +37,21 @@ def write_gallery(
             for target in sorted(set(finished.targets.tolist()))
         ]
     )
-    families = noise.options.families
-    drawn, family = noise.sample_labeled(4 * per_kind * len(families), generator)
-    mixed, weight = samples.draw(2 * per_kind, generator)
-    order = weight.argsort(descending=True)
     tensors = {
         "bank": _pixels(image, finished.images[chosen].float()),
         "bank_targets": finished.targets[chosen],
-        "noise": _pixels(image, drawn),
-        "noise_families": family,
-        "mixed": _pixels(image, mixed[order]),
-        "mixed_lambda": weight[order],
     }
+    families = noise.options.families
+    if samples.options.mix == "noise":
+        drawn, family = noise.sample_labeled(4 * per_kind * len(families), generator)
+        mixed, weight = samples.draw(2 * per_kind, generator)
+        order = weight.argsort(descending=True)
+        tensors |= {
+            "noise": _pixels(image, drawn),
+            "noise_families": family,
+            "mixed": _pixels(image, mixed[order]),
+            "mixed_lambda": weight[order],
+        }
     metadata = {"noise_families": json.dumps(list(families))}
     write_atomic(folder / "gallery.safetensors", save(tensors, metadata))
 
