@@ -45,9 +45,8 @@ def demo(
         seed=SEED,
     )
     method = methods.get("kang2025")
-    options = method.resolve(
-        "quick", ["inversion.images=256", "inversion.steps=100", "distillation.steps=300"]
-    )
+    small = ["inversion.images=128", "distillation.steps=400", "distillation.batch_size=64"]
+    options = method.resolve("quick", small)
     run_and_show(
         splits, study, method, options, run, as_json,
         sites=4, partition="dirichlet", beta=0.6, resume=resume,
