@@ -104,7 +104,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
             Run(tmp_path, OPTIONS, resume=resume),
         ):
             pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.docx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.docx"]
 
 
 def test_what_a_kill_left_behind_does_not_count(tmp_path: Path) -> None:

@@ -20,8 +20,6 @@ from oneround import methods
 from oneround.cli import app
 
 FOLDER = Path(__file__).parent
-MEANINGS = {"rule": "How client outputs become one; see [the method](../explanation/method.md)."}
-"""Of options whose class does not document them."""
 
 
 def pages() -> dict[Path, str]:
@@ -66,7 +64,7 @@ def _options(
             continue
         allowed = schema["properties"][key]
         shown = [_value(value, allowed) for value in values.values()]
-        meaning = documented.get(key) or MEANINGS[key]
+        meaning = documented[key]
         rows.append([f"`{prefix}{key}`", _allowed(allowed), *shown, meaning])
     if rows:
         yield prefix.rstrip("."), rows

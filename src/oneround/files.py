@@ -46,6 +46,22 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def require_folder(path: str | os.PathLike[str]) -> None:
+    """Raise before long work, not after it, when ``path`` cannot be written.
+
+    Raises:
+        OneRoundError: its folder is missing or not writable, or ``path`` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = "is a folder" if path.is_dir() else "its folder is missing or not writable"
+        raise OneRoundError(
+            f"cannot write: {reason}.",
+            file=path,
+            remedy="Choose another --out, or make the folder.",
+        )
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

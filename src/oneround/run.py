@@ -76,6 +76,10 @@ class Run:
             self._check_configuration()
         except BaseException:
             self._lock.release()
+            if not (self.path / "configuration.json").exists():
+                Path(self._lock.lock_file).unlink(
+                    missing_ok=True
+                )  # not a RUN folder: leave no trace
             raise
         self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import tiny
 from cli.conftest import Call, Workplace
 
@@ -36,6 +38,16 @@ def test_no_such_split(call: Call, workplace: Workplace, tmp_path: Path) -> None
     assert outcome.code == 1
     assert "no val image" in outcome.err
     assert call("evaluate", workplace.run, "--data", folder, "--json").json["split"] == "train"
+
+
+@pytest.mark.parametrize(("place", "reason"), [("no/such/m.json", "missing"), (".", "is a folder")])
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    call: Call, workplace: Workplace, tmp_path: Path, place: str, reason: str
+) -> None:
+    for command in (["evaluate", "--data", "no data"], ["predict", "no image"]):
+        outcome = call(command[0], workplace.run, *command[1:], "--out", tmp_path / place)
+        assert outcome.code == 1
+        assert f"cannot write: {'its folder is ' if place[0] == 'n' else ''}{reason}" in outcome.err
 
 
 def test_other_classes(call: Call, workplace: Workplace, tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_what_is_not_possible(call: Call, tmp_path: Path, options: list[str], re
     assert not (tmp_path / "run").exists()
 
 
+def test_one_class_alone(call: Call, tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images", tiny.images(2, classes=("sick",)))
+    outcome = call("simulate", "--data", data, "--out", tmp_path / "run")
+    assert outcome.code == 1
+    assert f"error in {data}\n  there is only one class, sick." in outcome.err
+
+
 def test_killed_three_times_and_resumed_is_bit_equal(call: Call, tmp_path: Path) -> None:
     """SIGKILL in training, in synthesis and in distillation; nothing can be cleaned up then."""
     data = tiny.write_npz(tmp_path / "tiny.npz", tiny.splits())

@@ -45,6 +45,17 @@ def test_a_folder_with_one_class(call: Call, tmp_path: Path) -> None:
     assert call(*command, "--classes", "healthy,sick").code == 0
 
 
+def test_a_class_whose_name_holds_a_comma(call: Call, tmp_path: Path) -> None:
+    command = [
+        "study",
+        "init",
+        tmp_path / "study.toml",
+        "--classes",
+        'benign, "malignant, in situ"',
+    ]
+    assert call(*command, "--json").json["classes"] == ["benign", "malignant, in situ"]
+
+
 def test_an_existing_study_is_kept(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     assert call("study", "init", path, "--classes", "a,b").code == 0

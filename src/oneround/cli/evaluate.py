@@ -27,7 +27,7 @@ from oneround.cli.console import (
 from oneround.data import ImageSet, Splits, read_splits
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
-from oneround.files import write_json
+from oneround.files import require_folder, write_json
 from oneround.model_file import load_model
 from oneround.report import units
 
@@ -64,6 +64,8 @@ def evaluate(
 
     Example: `oneround evaluate run/global.safetensors --data images/ --out metrics.json`
     """
+    if file:
+        require_folder(file)
     loaded = load_model(model_file)
     splits = read_splits(
         data, image=loaded.image, classes=loaded.classes, max_skipped=max_skipped, download=download

@@ -11,13 +11,21 @@ from typing import Annotated
 import torch
 import typer
 
-from oneround.cli.console import AsJson, print_json, say, warn_skipped
+from oneround.cli.console import (
+    AsJson,
+    Device,
+    Threads,
+    fabric_for,
+    print_json,
+    say,
+    warn_skipped,
+)
 from oneround.data import ImageSet
 from oneround.data.images import read_image
 from oneround.data.listing import files_below
 from oneround.errors import OneRoundError
 from oneround.evaluation import predict as probabilities_of
-from oneround.files import write_atomic
+from oneround.files import require_folder, write_atomic
 from oneround.model_file import load_model
 
 
@@ -53,6 +61,8 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Class probabilities for image files. Research only: not a medical device.
@@ -61,6 +71,8 @@ def predict(
 
     Example: `oneround predict run/global.safetensors scan1.dcm scan2.png --out predictions.csv`
     """
+    if table:
+        require_folder(table)
     loaded = load_model(model_file)
     images, paths, skipped = [], [], []
     for path in _expand(files):
@@ -79,13 +91,15 @@ def predict(
     data = ImageSet(
         torch.stack(images), torch.zeros(len(images), dtype=torch.int64), loaded.classes
     )
+    fabric = fabric_for(device, threads)
+    probabilities = probabilities_of(loaded.model, data, loaded.image, fabric=fabric)
     predictions = [
         Prediction(
             str(path),
             loaded.classes[int(row.argmax())],
             {name: round(float(p), 6) for name, p in zip(loaded.classes, row, strict=True)},
         )
-        for path, row in zip(paths, probabilities_of(loaded.model, data, loaded.image), strict=True)
+        for path, row in zip(paths, probabilities, strict=True)
     ]
     if table:
         write_atomic(table, _csv(predictions, loaded.classes))

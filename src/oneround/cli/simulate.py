@@ -29,6 +29,7 @@ from oneround.cli.console import (
     warn_skipped,
 )
 from oneround.data import Splits, describe, read_splits
+from oneround.errors import OneRoundError
 from oneround.report import write_report
 from oneround.results import Results
 from oneround.simulation import Partition
@@ -68,6 +69,12 @@ def simulate(
     --out run`
     """
     found = describe(data, download=download)
+    if len(found.classes) < 2:
+        raise OneRoundError(
+            f"there is only one class, {', '.join(found.classes)}.",
+            file=data,
+            remedy="Add images of another class.",
+        )
     side = {"height": size, "width": size} if size else {}
     image = ImageSpec.validate_options(found.image.model_dump() | side, "image options")
     splits = read_splits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,10 @@ def init(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study.")] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Class names in order, separated by commas.")
+        str | None,
+        typer.Option(
+            help="Class names in order, separated by commas; in double quotes if with a comma."
+        ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Height and width of the images.")] = None,
     channels: Annotated[int | None, typer.Option(help="1: grey, 3: color.")] = None,
@@ -79,7 +83,7 @@ def init(
         base.model_dump() | side | ({"channels": channels} if channels else {}), "image options"
     )
     network, training = preset(preset_name, image)
-    names = [part.strip() for part in classes.split(",")] if classes else []
+    names = [part.strip() for part in next(csv.reader([classes or ""], skipinitialspace=True), [])]
     content: dict[str, Any] = {
         "name": name or path.stem,
         "classes": names or (found.classes if found else ()),

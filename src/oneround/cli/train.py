@@ -61,7 +61,7 @@ def train(
         raise OneRoundError(
             "there is something else than a submission already.",
             file=file,
-            remedy="Choose another --out, by custom NAME.oneround, or move it away.",
+            remedy="Choose another --out, such as NAME.oneround, or move that file away.",
         )
     splits = read_splits(
         data, image=study.image, classes=study.classes, max_skipped=max_skipped, download=download

@@ -13,7 +13,12 @@ from oneround.study import Strict, Study
 
 
 class Options(Strict):
-    """How outputs are combined; see :data:`oneround.ensemble.Rule`."""
+    """How outputs are combined.
+
+    Attributes:
+        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
+            all sites share theirs, else ``probabilities``.
+    """
 
     rule: Rule = "auto"
 

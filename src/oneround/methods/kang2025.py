@@ -31,7 +31,16 @@ from oneround.synthesis import InversionOptions, synthesize
 
 
 class Options(Strict):
-    """Everything that can be chosen, part by part."""
+    """Everything that can be chosen, part by part.
+
+    Attributes:
+        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
+            all sites share theirs, else ``probabilities``.
+        inversion: the image bank.
+        noise: structure noise.
+        adaptation: the noise-adapted copies.
+        distillation: the student.
+    """
 
     rule: Rule = "auto"
     inversion: InversionOptions = InversionOptions()
