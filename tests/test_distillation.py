@@ -10,6 +10,7 @@ from torch import nn
 from oneround import models
 from oneround.distillation import (
     DistillationOptions,
+    Lessons,
     Samples,
     beta,
     distillation_loss,
@@ -38,7 +39,7 @@ def options(**changes: Any) -> DistillationOptions:
         "augment": ("flip",),
         "checkpoint_every": 3,
         "mix": "noise",
-        "ramp": False,
+        "batches": 0,
         "start": "scratch",
     }
     return DistillationOptions(**(tiny | changes))
@@ -100,14 +101,6 @@ def test_lambda_of_a_batch_or_of_every_image(per: Any, different: int) -> None:
     assert len(samples.draw(50, seeded())[1].unique()) == different
 
 
-def test_lambda_rises_on_a_ramp() -> None:
-    samples = Samples(bank(), NOISE, options(ramp=True, weight_per="image"), Stage("distillation"))
-    start, middle, end = (samples.draw(50, seeded(), progress)[1] for progress in (0.0, 0.5, 1.0))
-    assert torch.allclose(middle, 0.5 + start / 2)
-    assert start.min() < 0.1
-    assert torch.equal(end, torch.ones(50))
-
-
 def test_noise_is_from_the_pool_at_random_positions() -> None:
     samples = Samples(bank(), NOISE, options(beta=(1e-3, 1e3)), Stage("distillation"))
     assert samples.noise.shape == (8, *IMAGE.shape)
@@ -130,6 +123,39 @@ def test_samples_without_noise() -> None:
     )
     assert torch.cdist(mixed.flatten(1), known).amin(1).max() > 0.1
     assert torch.equal(weight, torch.ones(9)), "the original ensemble teaches all of it"
+
+
+def test_each_batch_is_taught_once_and_comes_once_in_every_round() -> None:
+    asked = []
+
+    class Counting(Ensemble):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            asked.append(x)
+            return super().forward(x)
+
+    chosen, stage = options(batches=3), Stage("distillation")
+    teacher, adapted = Counting(clients(2)), Ensemble(clients(2)[::-1])
+    lessons = Lessons(Samples(bank(), NOISE, chosen, stage), teacher, adapted, stage)
+    rounds = [[lessons.number(step) for step in range(1 + r, 4 + r)] for r in (0, 3, 6, 9)]
+    assert all(sorted(numbers) == [0, 1, 2] for numbers in rounds)
+    assert len({tuple(numbers) for numbers in rounds}) > 1, "always in the same order"
+    first, again, other = (lessons.batch(n) for n in (0, 0, 1))
+    assert len(asked) == 2
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    for x, weight, (original, noisy) in (first, again, other):
+        assert torch.equal(original, Ensemble(clients(2))(x))
+        assert torch.equal(noisy, adapted(x))
+        assert weight.shape == (4,)
+
+
+def test_endless_samples() -> None:
+    stage, teacher = Stage("distillation"), Ensemble(clients(1))
+    lessons = Lessons(Samples(bank(), NOISE, options(batches=0), stage), teacher, teacher, stage)
+    assert [lessons.number(step) for step in (1, 2, 700)] == [1, 2, 700]
+    lessons.batch(1)
+    assert not lessons.taught
 
 
 def train(chosen: DistillationOptions, stage: Stage, **parts: Any) -> nn.Module:
@@ -163,6 +189,8 @@ def test_student_comes_close_to_its_teacher() -> None:
         {"average": 0.5, "batch_norm": "train", "weight_per": "image", "beta": (0.5, 2.0)},
         {"batch_norm": "frozen", "start": "auto", "learning_rate": 1e-4},
         {"mix": "bank", "schedule": "constant", "momentum": 0.0},
+        {"batches": 2},
+        {"batches": 5, "batch_norm": "recalibrated"},
     ],
     ids=str,
 )

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from oneround import models
 from oneround.ensemble import Client, Ensemble
@@ -13,12 +16,21 @@ from oneround.errors import OneRoundError
 from oneround.stage import Stage
 from oneround.study import ArchitectureSpec
 from oneround.synthesis import ImageBank, InversionOptions, synthesize
-from oneround.synthesis.inversion import jitter, total_variation
+from oneround.synthesis.inversion import (
+    Batch,
+    _asked,
+    _judge,
+    batches_of,
+    class_mix,
+    jitter,
+    total_variation,
+)
+from oneround.synthesis.watched import statistics_distance, watch
 from tiny import IMAGE, STUDY, clients, interrupted, seeded
 
 
 def options(**changes: object) -> InversionOptions:
-    tiny = {"images": 6, "batch_size": 3, "steps": 4}
+    tiny = {"images": 6, "batch_size": 3, "steps": 4, "clients": "together"}
     return InversionOptions(**(tiny | changes))
 
 
@@ -74,10 +86,78 @@ def test_targets_are_balanced_over_all_shards() -> None:
     assert bank.images.dtype == torch.float16
 
 
+@pytest.mark.parametrize("counts", [(1, 1, 1), (5, 0, 15), (97, 2, 1)])
+def test_class_mix_is_that_of_the_site_in_every_run(counts: tuple[int, ...]) -> None:
+    targets = class_mix(counts, 120)
+    share = torch.tensor(counts) / sum(counts)
+    for run in (targets, targets[:40], targets[40:80], targets[80:]):
+        assert torch.allclose(run.bincount(minlength=3) / len(run), share, atol=0.06)
+    if 0 in counts:
+        assert counts.index(0) not in targets
+
+
+def test_in_turn_every_client_gets_as_many_images_in_its_class_mix() -> None:
+    members = [
+        dataclasses.replace(client, class_counts=counts)
+        for client, counts in zip(clients(3), [(8, 0, 0), (0, 4, 4), None], strict=True)
+    ]
+    batches = batches_of(members, 3, options(images=27, batch_size=5, clients="in-turn"))
+    assert [(b.client, len(b.targets)) for b in batches] == [
+        (0, 5), (0, 4), (1, 5), (1, 4), (2, 5), (2, 4),
+    ]  # fmt: skip
+    of = [torch.cat([b.targets for b in batches if b.client == k]).unique() for k in range(3)]
+    assert [found.tolist() for found in of] == [[0], [1, 2], [0, 1, 2]]
+    few = batches_of(members, 3, options(images=2, clients="in-turn"))
+    assert [(b.client, len(b.targets)) for b in few] == [(0, 1), (1, 1)]
+
+
+def test_companions_are_others_drawn_anew() -> None:
+    batch, generator = Batch(torch.arange(3), 1), seeded()
+    drawn = {_asked(batch, 4, options(companions=2), generator) for _ in range(60)}
+    assert drawn == {(1, *pair) for pair in itertools.permutations((0, 2, 3), 2)}
+    assert _asked(batch, 4, options(companions=9), generator)[1:] != ()
+    assert _asked(batch, 1 + 1, options(companions=9), generator) == (1, 0)
+    assert _asked(Batch(torch.arange(3)), 4, options(), generator) is None
+
+
+def test_companions_count_by_their_share_of_the_class() -> None:
+    members = [
+        dataclasses.replace(client, class_counts=counts)
+        for client, counts in zip(clients(2), [(10, 5, 0), (5, 10, 10)], strict=True)
+    ]
+    ensemble, targets = Ensemble(members), torch.tensor([0, 1, 2, 2])
+    x = torch.randn(4, *IMAGE.shape, generator=seeded())
+    watched = watch(ensemble)
+    own, other = (
+        nn.functional.cross_entropy(client.model(x), targets, reduction="none")
+        for client in members
+    )
+    found, distance = _judge(watched, x, targets, (1, 0), options())
+    share = torch.tensor([1.0, 0.5, 0.0, 0.0])
+    assert found.item() == pytest.approx((other + share * own).mean().item(), rel=1e-4)
+    assert distance.item() == pytest.approx(statistics_distance(watched.models[1], "sum").item())
+    alone, _ = _judge(watched, x, targets, (1,), options())
+    assert alone.item() == pytest.approx(other.mean().item(), rel=1e-4)
+
+
+def test_in_turn_images_become_what_they_are_meant_for() -> None:
+    weights = {"tv_weight": 0.0, "bn_weight": 1e-3}
+    chosen = options(clients="in-turn", steps=100, learning_rate=0.02, jitter=0.0, **weights)
+    secret = [dataclasses.replace(client, class_counts=None) for client in clients(2)]
+    for members in (clients(2), secret):
+        stage = Stage("synthesis")
+        bank = synthesize(Ensemble(members), STUDY, chosen, stage)
+        assert len(bank) == 6
+        for shard in (0, 1):
+            first, *_, last = (e for e in stage.curve if e["shard"] == shard)
+            for term in ("total", "cross_entropy"):
+                assert last[term] < first[term], term
+
+
 def test_curve_is_logged_with_its_parts() -> None:
     stage = Stage("synthesis")
-    synthesize(Ensemble(clients(1)), STUDY, options(steps=12), stage)
-    assert [(e["shard"], e["step"]) for e in stage.curve] == [(0, 10), (0, 12), (1, 10), (1, 12)]
+    synthesize(Ensemble(clients(1)), STUDY, options(steps=26), stage)
+    assert [(e["shard"], e["step"]) for e in stage.curve] == [(0, 25), (0, 26), (1, 25), (1, 26)]
     for entry in stage.curve:
         parts = entry["cross_entropy"] + entry["total_variation"] + entry["batch_norm"]
         assert entry["total"] == pytest.approx(parts, rel=1e-5)
@@ -98,19 +178,21 @@ def test_snapshots_rise_and_end_at_the_end(points: tuple[float, ...]) -> None:
         InversionOptions(snapshots=points)
 
 
+@pytest.mark.parametrize("together", ["together", "in-turn"])
 @pytest.mark.parametrize("step", [2, 4, 6])  # in shard 0, after it, in shard 1
-def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, step: int) -> None:
+def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, step: int, together: str) -> None:
     ensemble, whole = Ensemble(clients(2)), Stage("synthesis", 1)
-    straight = synthesize(ensemble, STUDY, options(), whole)
+    chosen = options(clients=together)
+    straight = synthesize(ensemble, STUDY, chosen, whole)
 
     def stage() -> Stage:
         return Stage("synthesis", 1, tmp_path)
 
     with interrupted(stopped := stage(), step):
-        synthesize(ensemble, STUDY, options(), stopped)
+        synthesize(ensemble, STUDY, chosen, stopped)
     kept = (tmp_path / "000.safetensors").stat().st_mtime_ns if step > 4 else None
     resumed = stage()
-    assert same(synthesize(ensemble, STUDY, options(), resumed), straight)
+    assert same(synthesize(ensemble, STUDY, chosen, resumed), straight)
     assert resumed.curve == whole.curve
     assert resumed.cost.flops == whole.cost.flops
     if kept is not None:

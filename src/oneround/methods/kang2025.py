@@ -50,11 +50,16 @@ class Options(Strict):
 
 
 PRESETS: dict[str, Strict] = {
-    "quick": Options(distillation=DistillationOptions(mix="none")),
+    "quick": Options(distillation=DistillationOptions(mix="none", batch_norm="recalibrated")),
     "paper": Options(
         rule="logits",
         inversion=InversionOptions(
-            images=2560, batch_size=256, steps=500, tv_weight=2.5e-5, bn_weight=10
+            images=2560,
+            batch_size=256,
+            clients="together",
+            steps=500,
+            tv_weight=2.5e-5,
+            bn_weight=10,
         ),
         noise=NoiseOptions(contrast=1),
         distillation=DistillationOptions(
@@ -62,7 +67,7 @@ PRESETS: dict[str, Strict] = {
             batch_size=256,
             learning_rate=0.1,
             temperature=20,
-            ramp=False,
+            batches=0,
             start="scratch",
         ),
     ),

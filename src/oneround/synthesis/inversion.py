@@ -1,15 +1,26 @@
 """Model inversion: images that the client models would take for their training images.
 
-DeepInversion (Yin et al., CVPR 2020) with an ensemble in place of the one teacher, as in
-FedISCA (Kang et al., MICCAI 2023) and Kang et al. 2025:
+DeepInversion (Yin et al., CVPR 2020) with an ensemble in place of the one teacher. All clients
+``together``, as in FedISCA (Kang et al., MICCAI 2023) and Kang et al. 2025:
 
     L(x̂) = CE(f̄(x̂), y) + α_TV·TV(x̂) + α_BN·Σ_k Σ_l (‖μ_l(x̂) − μ_kl‖₂ + ‖σ²_l(x̂) − σ²_kl‖₂)
 
 with f̄ the ensemble and (μ_kl, σ²_kl) the running statistics of BatchNorm layer l of client k.
+Or ``in-turn``, which is ours: each batch belongs to one client k,
+
+    L_k(x̂) = CE(f_k(x̂), y) + Σ_j w_jy·CE(f_j(x̂), y)
+             + α_TV·TV(x̂) + α_BN·Σ_l (‖μ_l(x̂) − μ_kl‖₂ + ‖σ²_l(x̂) − σ²_kl‖₂)
+
+with its targets y in the class mix of client k, which is what its statistics describe: those of
+sites with different class mixes contradict each other. The companions j are drawn anew at every
+step; w_jy is what j has of class y, as a share of what the site with most of it has. Features
+that only one network takes for a class do not survive its companions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,7 +28,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from oneround.cost import Cost, Meter
-from oneround.ensemble import Ensemble
+from oneround.ensemble import Client, Ensemble
 from oneround.files import read_json, write_json
 from oneround.models import require_batch_norm
 from oneround.stage import Stage
@@ -31,7 +42,10 @@ class InversionOptions(Strict):
 
     Attributes:
         images: how many trajectories; the bank holds ``len(snapshots)`` images of each.
-        batch_size: images that are made together, and share one BatchNorm term.
+        batch_size: at most so many images are made together, and share one BatchNorm term.
+        clients: whether a batch is made from all client models ``together`` or from one of
+            them, ``in-turn``.
+        companions: for ``in-turn``: other clients whose cross-entropy counts in each step.
         steps: optimization steps.
         learning_rate: of Adam on the pixels, with betas (0.5, 0.9).
         tv_weight: α_TV.
@@ -43,12 +57,14 @@ class InversionOptions(Strict):
             trajectory costs nothing more once it is walked. They rise, and the last is 1.
     """
 
-    images: int = Field(default=512, ge=1)
+    images: int = Field(default=640, ge=1)
     batch_size: int = Field(default=128, ge=2)
+    clients: Literal["together", "in-turn"] = "in-turn"
+    companions: int = Field(default=1, ge=0)
     steps: int = Field(default=150, ge=1)
     learning_rate: float = Field(default=0.05, gt=0)
-    tv_weight: float = Field(default=0.3, ge=0)
-    bn_weight: float = Field(default=1.0, ge=0)
+    tv_weight: float = Field(default=0.02, ge=0)
+    bn_weight: float = Field(default=0.2, ge=0)
     bn_reduction: Literal["sum", "mean"] = "sum"
     jitter: float = Field(default=0.07, ge=0, lt=0.5)
     snapshots: tuple[float, ...] = (1.0,)
@@ -78,13 +94,13 @@ def synthesize(
     if options.bn_weight:
         for client in ensemble.clients:
             require_batch_norm(client.model, client.site)
-    sizes = [len(part) for part in torch.split(torch.arange(options.images), options.batch_size)]
-    watched, shards = watch(ensemble), []
-    for number, size in enumerate(sizes):
+    plan, shards = batches_of(ensemble.clients, len(study.classes), options), []
+    watched = watch(ensemble)
+    for number, batch in enumerate(plan):
         images, log = stage.file(f"{number:03}.safetensors"), stage.file(f"{number:03}.json")
         if images is None or log is None or not images.exists():
             meter = Meter()
-            shard, curve = _invert(watched, study, options, stage, number, size, len(sizes), meter)
+            shard, curve = _invert(watched, study, options, stage, batch, number, len(plan), meter)
             cost = meter.cost
             if images is not None and log is not None:
                 write_json(log, {"cost": cost.model_dump(), "curve": curve})
@@ -98,35 +114,72 @@ def synthesize(
     return ImageBank.join(shards)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one shard of the bank is made of.
+
+    Attributes:
+        targets: (B,) the class each image is made for.
+        client: index of the client whose turn it is; ``None``: all together.
+    """
+
+    targets: torch.Tensor
+    client: int | None = None
+
+
+def batches_of(clients: Sequence[Client], classes: int, options: InversionOptions) -> list[Batch]:
+    """All batches: of balanced targets, or as many images for each client, in its class mix
+    (balanced too where a site keeps its class counts)."""
+    if options.clients == "together":
+        targets = torch.arange(options.images) % classes
+        return [Batch(part) for part in torch.split(targets, options.batch_size)]
+    batches = []
+    for k, images in enumerate(torch.arange(options.images).tensor_split(len(clients))):
+        targets = class_mix(clients[k].class_counts or (1,) * classes, len(images))
+        parts = targets.tensor_split(-(-len(targets) // options.batch_size)) if len(targets) else ()
+        batches += [Batch(part, k) for part in parts]
+    return batches
+
+
+def class_mix(counts: Sequence[int], size: int) -> torch.Tensor:
+    """(size,) classes in the proportions of ``counts``; any run of them is mixed as well.
+
+    They follow the golden ratio sequence, which fills an interval evenly from the start.
+    """
+    edges = torch.tensor(counts, dtype=torch.float64).cumsum(0)
+    places = (torch.arange(size, dtype=torch.float64) + 0.5) * (5**0.5 - 1) / 2 % 1
+    return torch.searchsorted(edges, places * edges[-1], right=True)
+
+
 def _invert(
     watched: Ensemble,
     study: Study,
     options: InversionOptions,
     stage: Stage,
+    batch: Batch,
     number: int,
-    size: int,
     shards: int,
     meter: Meter,
 ) -> tuple[ImageBank, list[dict[str, float]]]:
-    """One shard: ``size`` images from noise to the end of their trajectory."""
+    """One shard: its images from noise to the end of their trajectory."""
     generator = stage.generator(number)
-    device = stage.fabric.device
+    device, size = stage.fabric.device, len(batch.targets)
     x = torch.randn(size, *study.image.shape, generator=generator)
-    x = x.to(device).requires_grad_()
-    targets = torch.arange(number * options.batch_size, number * options.batch_size + size)
-    targets = (targets % len(study.classes)).to(device)
+    x, targets = x.to(device).requires_grad_(), batch.targets.to(device)
     limits = study.image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
     optimizer = torch.optim.Adam([x], lr=options.learning_rate, betas=(0.5, 0.9))
     taken_at = {max(1, round(point * options.steps)): point for point in options.snapshots}
     snapshots, curve = [], []
+    hit_rate = 0.0
     for step in range(1, options.steps + 1):
-        with meter.step(size), stage.fabric.autocast():
-            log_probabilities = watched(jitter(x, options.jitter, generator))
+        asked = _asked(batch, len(watched.clients), options, generator)
+        moved = jitter(x, options.jitter, generator)
+        with meter.step(size, asked), stage.fabric.autocast():
+            cross_entropy, distance = _judge(watched, moved, targets, asked, options)
             terms = {
-                "cross_entropy": nn.functional.nll_loss(log_probabilities, targets),
+                "cross_entropy": cross_entropy,
                 "total_variation": options.tv_weight * total_variation(x),
-                "batch_norm": options.bn_weight
-                * statistics_distance(watched, options.bn_reduction),
+                "batch_norm": options.bn_weight * distance,
             }
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad()
@@ -135,21 +188,49 @@ def _invert(
         with torch.no_grad():
             x.clamp_(limits[0], limits[1])
         if step in taken_at:
-            snapshots.append(
-                ImageBank(
-                    x.detach().half().cpu().contiguous(),
-                    targets.cpu(),
-                    torch.full((size,), taken_at[step]),
-                )
-            )
-        hit_rate = (log_probabilities.argmax(1) == targets).float().mean().item()
-        if step % 10 == 0 or step == options.steps:
+            taken = x.detach().half().cpu().contiguous()
+            snapshots.append(ImageBank(taken, batch.targets, torch.full((size,), taken_at[step])))
+        if step % 25 == 0 or step == options.steps:
+            with meter.step(size, "hit rate"), torch.no_grad(), stage.fabric.autocast():
+                hit_rate = (watched(x).argmax(1) == targets).float().mean().item()
             entry = {"shard": number, "step": step, "total": loss.item(), "hit_rate": hit_rate}
             curve.append(entry | {name: term.item() for name, term in terms.items()})
         stage.tell(
             number * options.steps + step, shards * options.steps, f"{hit_rate:.0%} on target"
         )
     return ImageBank.join(snapshots), curve
+
+
+def _asked(
+    batch: Batch, clients: int, options: InversionOptions, generator: torch.Generator
+) -> tuple[int, ...] | None:
+    """Clients that judge this step, the one whose turn it is first; ``None``: all together."""
+    if batch.client is None:
+        return None
+    others = [k for k in range(clients) if k != batch.client]
+    drawn = torch.randperm(len(others), generator=generator)[: options.companions]
+    return batch.client, *(others[i] for i in drawn.tolist())
+
+
+def _judge(
+    watched: Ensemble,
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    asked: tuple[int, ...] | None,
+    options: InversionOptions,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy and BatchNorm distance of images ``x`` (B, C, H, W); see the top."""
+    if asked is None:
+        cross_entropy = nn.functional.nll_loss(watched(x), targets)
+        return cross_entropy, statistics_distance(watched, options.bn_reduction)
+    shares = watched.weights / watched.weights.amax(0)
+    cross_entropy = torch.zeros((), device=x.device)
+    for k in asked:
+        logits = watched.models[k](x).float()
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        share = shares[k].expand(logits.shape[1])[targets]
+        cross_entropy = cross_entropy + (losses if k == asked[0] else share * losses).mean()
+    return cross_entropy, statistics_distance(watched.models[asked[0]], options.bn_reduction)
 
 
 def total_variation(x: torch.Tensor) -> torch.Tensor:
