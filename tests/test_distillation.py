@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_average_is_the_exponential_mean_of_the_weights() -> None:
 
 
 def test_statistics_of_the_student() -> None:
-    start = network(1)  # the largest site's
+    start = network(1)  # of the site with the most images
     chosen = options(batch_norm="frozen", start="auto", learning_rate=1e-4)
     frozen = train(chosen, Stage("distillation"))
     assert torch.equal(frozen.bn1.running_mean, start.bn1.running_mean)
@@ -268,6 +269,21 @@ def test_new_student_of_another_architecture() -> None:
     assert architecture == DENSENET
     assert student(torch.zeros(2, *IMAGE.shape)).shape == (2, 3)
     assert isinstance(train(chosen, Stage("distillation")), type(student))
+
+
+def test_new_student_from_the_site_with_the_most_of_every_class() -> None:
+    def chosen(*counts: tuple[int, ...] | None) -> str:
+        members = [
+            dataclasses.replace(client, class_counts=c, images=sum(c or (90,)))
+            for client, c in zip(clients(len(counts)), counts, strict=True)
+        ]
+        student, _ = new_student(Ensemble(members), STUDY, options(start="auto"), Stage("x"))
+        return next(c.site for c in members if equal(student, c.model))
+
+    assert chosen((90, 5, 5), (30, 30, 30)) == "site-1", "balance counts"
+    assert chosen((900, 90, 90), (30, 30, 30)) == "site-0", "size counts"
+    assert chosen((90, 0, 0), None) == "site-1", "kept counts are taken as equal"
+    assert chosen((60, 40, 40), None) == "site-0"
 
 
 def test_new_student_from_the_largest_site() -> None:

@@ -10,6 +10,7 @@ student is q_θ. Kang et al. 2025, in our reading; the temperature form is Hinto
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from oneround import models
 from oneround.cost import Cost
-from oneround.ensemble import Ensemble
+from oneround.ensemble import Client, Ensemble
 from oneround.errors import OneRoundError
 from oneround.files import load_state, save_state
 from oneround.model_file import load_model
@@ -57,9 +58,11 @@ class DistillationOptions(Strict):
             start has from real images; ``train``: running statistics of the samples;
             ``recalibrated``: the same, and at the end taken anew from the bank images alone,
             which suits no student that has learned from mixtures.
-        student: its architecture; by default that of the site with the most images.
-        start: ``auto``: the client model with the most images among those of the student's
-            architecture, or from scratch if there is none; ``scratch``; or a model file.
+        student: its architecture; by default that of the client model that ``start`` names.
+        start: ``auto``: among the client models of the student's architecture the one with the
+            most images in every class (the largest geometric mean of its class counts, taken as
+            equal where they are kept), from scratch if there is none; ``scratch``; or a model
+            file.
         checkpoint_every: steps between checkpoints.
     """
 
@@ -205,16 +208,17 @@ def new_student(
     Raises:
         OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
-    largest = sorted(ensemble.clients, key=lambda client: -client.images)
-    architecture = options.student or largest[0].architecture
-    alike = [client.model for client in largest if client.architecture == architecture]
+    classes = len(study.classes)
+    best_first = sorted(ensemble.clients, key=lambda client: -_breadth(client, classes))
+    architecture = options.student or best_first[0].architecture
+    alike = [client.model for client in best_first if client.architecture == architecture]
     if options.start not in ("auto", "scratch"):
         student = _from_file(options.start, study, architecture)
     elif options.start == "auto" and alike:
         student = copy.deepcopy(alike[0]).requires_grad_(True)
     else:
         seed = derived_seed(stage.seed, "student")
-        student = models.build(architecture, study.image, len(study.classes), seed)
+        student = models.build(architecture, study.image, classes, seed)
     return student, architecture
 
 
@@ -309,6 +313,13 @@ def train_student(
         update_statistics(model, (fabric.to_device(part.float()) for part in parts_of_bank))
     stage.cost = meter.cost
     return student.cpu().eval()
+
+
+def _breadth(client: Client, classes: int) -> float:
+    """How much a site has seen of every class: mean logarithm of its class counts, or, where it
+    keeps them, of equal shares of its images."""
+    counts = client.class_counts or (client.images / classes,)
+    return sum(math.log1p(count) for count in counts) / len(counts)
 
 
 def _from_file(path: str, study: Study, architecture: ArchitectureSpec) -> nn.Module:
