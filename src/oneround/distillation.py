@@ -38,8 +38,8 @@ class DistillationOptions(Strict):
     Attributes:
         steps: optimization steps.
         batch_size: samples in each.
-        batches: different batches, each taught once and used again and again (a patient student,
-            Beyer et al., CVPR 2022, at a third of the cost); 0: a fresh one in every step.
+        batches: different batches, each taught once and used again and again, which saves most
+            of the teachers' work; 0: a fresh one in every step.
         learning_rate: peak rate of SGD.
         momentum: Nesterov momentum.
         weight_decay: of SGD.
