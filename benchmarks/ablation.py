@@ -31,8 +31,28 @@ from oneround.synthesis import synthesize
 
 FIELDS = ["data", "run", "variant", "accuracy", "balanced_accuracy", "auroc", "seconds", "flops"]
 
+NOISE = ["distillation.mix=noise"]
 VARIANTS: dict[str, list[str]] = {
-    "kang2025, preset quick": [],
+    "preset quick": [],
+    "bank: all clients together, at equal cost": [
+        "inversion.clients=together",
+        "inversion.images=256",
+        "inversion.bn_weight=1",
+        "inversion.tv_weight=0.3",
+    ],
+    "bank: no companion": ["inversion.companions=0"],
+    "bank: a tenth of the images": ["inversion.images=64"],
+    "bank: 4 steps, no synthesis to speak of": ["inversion.steps=4"],
+    "noise: structure noise, both teachers": NOISE,
+    "noise: original teachers alone": [*NOISE, "distillation.teachers=original"],
+    "noise: running statistics adapted": [*NOISE, "adaptation.statistics=running"],
+    "mixup of two bank images": ["distillation.mix=bank"],
+    "rule: logits": ["rule=logits"],
+    "rule: probabilities": ["rule=probabilities"],
+    "student: from scratch": ["distillation.start=scratch", "distillation.learning_rate=0.1"],
+    "student: running BatchNorm statistics": ["distillation.batch_norm=train"],
+    "student: fresh samples, 600 steps": ["distillation.batches=0", "distillation.steps=600"],
+    "student: T = 20": ["distillation.temperature=20"],
 }
 """Name of a variant, and the options that differ from the run's own."""
 
@@ -78,7 +98,9 @@ def measure(run: Path, data: Path, split: str, variant: str) -> dict[str, Any]:
 
     ensemble = ensemble_of(submissions).with_rule(options.rule)
     noise = StructureNoise(study.image, options.noise)
-    same_bank = (own.inversion, own.rule) == (options.inversion, options.rule)
+    same_bank = own.inversion == options.inversion and (
+        own.rule == options.rule or options.inversion.clients == "in-turn"
+    )
     folder = run / "bank" if same_bank else run / "ablation" / variant
     stages = {name: Stage(name, study.seed) for name in ("adaptation", "distillation")}
     stages["synthesis"] = Stage("synthesis", study.seed, folder)

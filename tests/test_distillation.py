@@ -233,6 +233,16 @@ def test_statistics_of_the_student() -> None:
     assert torch.allclose(recalibrated.bn1.running_var, outputs.var(1), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("mix", "same"), [("noise", "train"), ("none", "recalibrated")])
+def test_statistics_that_fit_what_the_student_has_learned_from(mix: str, same: str) -> None:
+    auto, chosen, other = (
+        train(options(mix=mix, batch_norm=b), Stage("distillation"))
+        for b in ("auto", same, {"train": "recalibrated"}.get(same, "train"))
+    )
+    assert equal(auto, chosen)
+    assert not equal(auto, other)
+
+
 def test_a_last_single_image_of_the_bank_is_no_batch_of_its_own() -> None:
     """257 images at a size where the last feature map is one pixel."""
     small = ArchitectureSpec(arguments={"width": 2, "stem": "standard"})

@@ -57,7 +57,8 @@ class DistillationOptions(Strict):
         batch_norm: statistics of the student. ``frozen``: those it starts with, which a warm
             start has from real images; ``train``: running statistics of the samples;
             ``recalibrated``: the same, and at the end taken anew from the bank images alone,
-            which suits no student that has learned from mixtures.
+            which ruins a student that has learned from mixtures; ``auto``: ``train`` where there
+            are mixtures, else ``recalibrated``.
         student: its architecture; by default that of the client model that ``start`` names.
         start: ``auto``: among the client models of the student's architecture the one with the
             most images in every class (the largest geometric mean of its class counts, taken as
@@ -86,7 +87,7 @@ class DistillationOptions(Strict):
         "intensity",
     )
     average: float = Field(default=0.0, ge=0, lt=1)
-    batch_norm: Literal["frozen", "train", "recalibrated"] = "train"
+    batch_norm: Literal["auto", "frozen", "train", "recalibrated"] = "auto"
     student: ArchitectureSpec | None = None
     start: str = "auto"
     checkpoint_every: int = Field(default=100, ge=1)
@@ -307,7 +308,9 @@ def train_student(
         stage.tell(step, options.steps, f"loss {loss.item():.3f}")
     if options.average:
         student.load_state_dict(average.module.state_dict())
-    if options.batch_norm == "recalibrated":
+    if options.batch_norm == "recalibrated" or (
+        options.batch_norm == "auto" and options.mix == "none"
+    ):
         images = samples.bank.finished().images
         parts_of_bank = images.tensor_split(-(-len(images) // 256))  # of equal size
         update_statistics(model, (fabric.to_device(part.float()) for part in parts_of_bank))

@@ -9,13 +9,14 @@ MICCAI 2023). The paper's code is not public and this is our reading of its abst
 4. the student is distilled from both, the originals weighted by λ (the share of the bank
    image in the sample) and the noise-adapted copies by 1 − λ.
 
-What the abstract does not say is an option: the balance of the synthesis terms, the law of λ,
-how statistics are adapted, the combination rule, the temperature, the student's start. Preset
-``paper`` takes FedISCA's public settings where there are any (500 inversion steps at learning
-rate 0.05, α_TV 2.5e-5, α_BN 10, batch 256, T = 20, mean of logits). ``quick`` is ours, for a
-CPU, chosen on validation images of another seed than those reported. It distills on bank images
-alone: at its budget of some hundred steps every law of λ that we tried lowered the accuracy
-(docs/explanation/evidence.md). ``--set distillation.mix=noise`` switches 2 and 3 on.
+What the abstract does not say is an option: which clients judge an image, the balance of the
+synthesis terms, the law of λ, how statistics are adapted, the combination rule, the temperature,
+the student's start. Preset ``paper`` takes FedISCA's public settings where there are any (500
+inversion steps at learning rate 0.05, α_TV 2.5e-5, α_BN 10, batch 256, T = 20, mean of logits).
+``quick`` is ours, for a CPU, chosen on validation images of other seeds than those reported. It
+synthesizes from clients in turn, and distills on bank images alone: at its budget every law of
+λ that we tried lowered the accuracy (docs/explanation/evidence.md). ``--set
+distillation.mix=noise`` switches 2 and 3 on.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Options(Strict):
 
 
 PRESETS: dict[str, Strict] = {
-    "quick": Options(distillation=DistillationOptions(mix="none", batch_norm="recalibrated")),
+    "quick": Options(distillation=DistillationOptions(mix="none")),
     "paper": Options(
         rule="logits",
         inversion=InversionOptions(
