@@ -293,16 +293,11 @@ def train_student(
             average.update_parameters(student)
         if step % 50 == 0 or step == options.steps:
             agreement = (logits.argmax(1) == original.argmax(1)).float().mean().item()
-            stage.curve.append(
-                {
-                    "step": step,
-                    "loss": loss.item(),
-                    "original": terms[0].item(),
-                    "noise_adapted": terms[1].item(),
-                    "learning_rate": optimizer.param_groups[0]["lr"],
-                    "agreement": agreement,
-                }
-            )
+            entry = {"step": step, "loss": loss.item()}
+            if options.mix == "noise":  # otherwise the original ensemble teaches alone
+                entry |= {"original": terms[0].item(), "noise_adapted": terms[1].item()}
+            entry |= {"learning_rate": optimizer.param_groups[0]["lr"], "agreement": agreement}
+            stage.curve.append(entry)
         if step % options.checkpoint_every == 0 or step == options.steps:
             _checkpoint(parts, lessons, step, stage, meter.cost)
         stage.tell(step, options.steps, f"loss {loss.item():.3f}")
