@@ -45,7 +45,7 @@ def demo(
         seed=SEED,
     )
     method = methods.get("kang2025")
-    small = ["inversion.images=128", "distillation.steps=400", "distillation.batch_size=64"]
+    small = ["inversion.images=320", "distillation.steps=800", "distillation.batch_size=64"]
     options = method.resolve("quick", small)
     run_and_show(
         splits, study, method, options, run, as_json,
