@@ -16,7 +16,9 @@ OPTIONS = {"method": "x", "options": {"steps": 3, "noise": {"kinds": ["a", "b"]}
 
 def test_leaves_configuration_and_log(tmp_path: Path) -> None:
     with Run(tmp_path / "new" / "run", OPTIONS) as run:
-        run.stage("synthesis", folder="bank")
+        stage = run.stage("synthesis", folder="bank")
+        assert not (run.path / "bank").exists(), "no folder for what keeps nothing"
+        assert stage.file("000.json") == run.path / "bank" / "000.json"
     assert json.loads((run.path / "configuration.json").read_text()) == OPTIONS
     log = (run.path / "log.txt").read_text()
     assert [line.split(" ", 3)[3] for line in log.splitlines()] == [
@@ -126,8 +128,8 @@ def test_stages_and_their_parts(tmp_path: Path) -> None:
             stage = run.stage("training", site, folder="sites")
             stage.cost = Cost(flops=10, seconds=1.0, peak_memory_bytes=number)
             stage.curve.append({"epoch": number})
+            assert stage.file("state.pt") == tmp_path / "sites" / site / "state.pt"
         run.stage("distillation").curve.append({"step": 7})
-    assert (tmp_path / "sites" / "north").is_dir()
     assert run.stages["training/north"].seed == 5
     assert run.costs()["training"] == Cost(flops=20, seconds=2.0, peak_memory_bytes=1)
     assert run.curves() == {

@@ -32,10 +32,11 @@ def test_derived_seeds() -> None:
     assert all(0 <= derived_seed(i) < 2**63 for i in range(100))
 
 
-def test_folder_is_made(tmp_path: Path) -> None:
+def test_folder_is_made_for_the_first_file(tmp_path: Path) -> None:
     stage = Stage("training", folder=tmp_path / "sites" / "north")
-    assert (tmp_path / "sites" / "north").is_dir()
+    assert not (tmp_path / "sites").exists()
     assert stage.file("a") == tmp_path / "sites" / "north" / "a"
+    assert (tmp_path / "sites" / "north").is_dir()
     assert Stage("training").file("a") is None
 
 

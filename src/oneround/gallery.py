@@ -11,6 +11,7 @@ from safetensors.torch import save
 from oneround.distillation import Samples
 from oneround.files import write_atomic
 from oneround.noise import StructureNoise
+from oneround.stage import Stage
 from oneround.study import ImageSpec
 from oneround.synthesis import ImageBank
 
@@ -23,13 +24,15 @@ def write_gallery(
     samples: Samples,
     per_kind: int = 8,
 ) -> None:
-    """Write ``gallery.safetensors``: some bank images and, where there are, mixed samples.
+    """Write ``gallery.safetensors``: some bank images, structure noise and mixtures of the two.
 
     Tensors ``bank``, ``noise`` and ``mixed`` are (N, C, H, W) ``uint8``; ``bank_targets`` and
-    ``noise_families`` (N,) ``int64``; ``mixed_lambda`` (N,) ``float32``. The metadata name the
-    noise families.
+    ``noise_families`` (N,) ``int64``; ``mixed_lambda`` (N,) ``float32``. The metadata entry
+    ``about`` is JSON: ``noise_families``, their names, and ``mix``, what the student's samples
+    are mixed with (``distillation.mix``): noise is shown, too, where it is not used.
     """
     generator = torch.Generator().manual_seed(0)
+    mix = samples.options.mix
     finished = bank.finished()
     chosen = torch.cat(
         [
@@ -42,17 +45,20 @@ def write_gallery(
         "bank_targets": finished.targets[chosen],
     }
     families = noise.options.families
-    if samples.options.mix == "noise":
-        drawn, family = noise.sample_labeled(4 * per_kind * len(families), generator)
-        mixed, weight = samples.draw(2 * per_kind, generator)
-        order = weight.argsort(descending=True)
-        tensors |= {
-            "noise": _pixels(image, drawn),
-            "noise_families": family,
-            "mixed": _pixels(image, mixed[order]),
-            "mixed_lambda": weight[order],
-        }
-    metadata = {"noise_families": json.dumps(list(families))}
+    family = torch.arange(len(families)).repeat_interleave(per_kind)
+    if samples.options.mix != "noise":  # show what could have been, and say so
+        options = samples.options.model_copy(update={"mix": "noise", "noise_pool": 64})
+        samples = Samples(bank, noise, options, Stage("gallery"))
+    mixed, weight = samples.draw(2 * per_kind, generator)
+    order = weight.argsort(descending=True)
+    tensors |= {
+        "noise": _pixels(image, noise.sample_of(family, generator)),
+        "noise_families": family,
+        "mixed": _pixels(image, mixed[order]),
+        "mixed_lambda": weight[order],
+    }
+    about = {"noise_families": list(families), "mix": mix}
+    metadata = {"about": json.dumps(about)}  # one entry: the order of several is not fixed
     write_atomic(folder / "gallery.safetensors", save(tensors, metadata))
 
 

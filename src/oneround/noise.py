@@ -66,12 +66,13 @@ class StructureNoise:
             count: number of images.
             generator: on the CPU; the same state gives the same images, bit for bit.
         """
-        return self.sample_labeled(count, generator)[0]
+        families = len(self.options.families)
+        return self.sample_of(torch.randint(families, (count,), generator=generator), generator)
 
-    def sample_labeled(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """:meth:`sample`, and each image's index into ``options.families``, (count,) ``int64``."""
-        families = self.options.families
-        family = torch.randint(len(families), (count,), generator=generator)
+    def sample_of(self, family: Tensor, generator: torch.Generator) -> Tensor:
+        """One network input for each index into ``options.families``, (N,) ``int64``; see
+        :meth:`sample`."""
+        families, count = self.options.families, len(family)
         channels, height, width = self.image.shape
         drawn = (channels if self.options.color else 1, height, width)
         pixels = torch.empty(count, *drawn)
@@ -80,7 +81,7 @@ class StructureNoise:
             if len(chosen):
                 pixels[chosen] = FAMILIES[name](len(chosen), drawn, generator)
         pixels = (0.5 + self.options.contrast * (pixels - 0.5)).clamp(0, 1)
-        return self.image.normalize(pixels.expand(count, channels, height, width)), family
+        return self.image.normalize(pixels.expand(count, channels, height, width))
 
 
 # The families. Each draws (count, C, H, W) pixels in [0, 1] and varies within itself.

@@ -60,10 +60,6 @@ class Stage:
     cost: Cost = field(default_factory=Cost)
     curve: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-
     def generator(self, *piece: object) -> torch.Generator:
         """A CPU generator for one piece of this stage."""
         return torch.Generator().manual_seed(derived_seed(self.seed, self.name, *piece))
@@ -73,8 +69,11 @@ class Stage:
         return Meter(self.cost)
 
     def file(self, name: str) -> Path | None:
-        """Where a piece called ``name`` is kept."""
-        return None if self.folder is None else self.folder / name
+        """Where a piece called ``name`` is kept; from now on there is a folder for it."""
+        if self.folder is None:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
 
     def tell(self, done: int, total: int, note: str = "") -> None:
         """Report progress."""

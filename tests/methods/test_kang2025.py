@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from oneround import methods
@@ -35,6 +37,17 @@ def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:
     assert gallery["bank"].dtype == torch.uint8
     assert len(gallery["bank"]) == len(gallery["bank_targets"]) == 6
     assert gallery["mixed_lambda"].diff().max() <= 0, "from clean to noisy"
+
+
+@pytest.mark.parametrize("mix", ["noise", "bank", "none"])
+def test_the_gallery_shows_noise_and_says_whether_it_was_used(tmp_path: Path, mix: str) -> None:
+    with Run(tmp_path, {}) as run:
+        made(run, [f"distillation.mix={mix}"])
+    gallery = load_file(tmp_path / "gallery.safetensors")
+    assert len(gallery["noise"]) == len(gallery["noise_families"]) > 0
+    assert gallery["mixed_lambda"].min() < 0.5 < gallery["mixed_lambda"].max()
+    with safe_open(tmp_path / "gallery.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["about"])["mix"] == mix
 
 
 def test_is_deterministic_and_depends_on_the_seed(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def _write_gallery(path: Path, shape: tuple[int, ...], generator: torch.Generato
             "mixed_lambda": torch.rand(20, generator=generator),
         },
         path,
-        metadata={"noise_families": json.dumps(FAMILIES)},
+        metadata={"about": json.dumps({"noise_families": FAMILIES})},
     )
 
 

@@ -3,6 +3,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from oneround.errors import OneRoundError
 from oneround.report import write_report
@@ -157,6 +158,18 @@ def test_unreadable_results(tmp_path, content):
         write_report(tmp_path)
     assert caught.value.file == str(tmp_path / "results.json")
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("mix", "instead"), [("none", "bank images alone"), ("bank", "mixtures")])
+def test_noise_that_was_not_used_is_shown_as_such(tmp_path, mix, instead):
+    make_run(tmp_path)
+    assert "Not used in this run" not in Page(write_report(tmp_path).read_text("utf-8")).text
+    path = tmp_path / "gallery.safetensors"
+    about = json.dumps({"noise_families": FAMILIES, "mix": mix})
+    save_file(load_file(path), path, {"about": about})
+    text = Page(write_report(tmp_path).read_text("utf-8")).text
+    assert text.count("Not used in this run") == 2
+    assert instead in text
 
 
 def test_damaged_gallery(tmp_path):

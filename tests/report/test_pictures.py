@@ -22,7 +22,7 @@ def write(path, channels=3, side=28, count=6, **more):
     save_file(
         {"bank": bank, "bank_targets": torch.arange(count) % 3, **more},
         path,
-        metadata={"noise_families": json.dumps(["leaves"])},
+        metadata={"about": json.dumps({"noise_families": ["leaves"]})},
     )
     return bank
 

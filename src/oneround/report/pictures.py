@@ -39,11 +39,13 @@ class Gallery:
         bank: synthesized images by class.
         noise: structure noise by family.
         mixed: pseudo intermediate samples, falling λ.
+        mix: what the student's samples were mixed with: ``noise``, ``bank`` or ``none``.
     """
 
     bank: dict[str, list[Picture]]
     noise: dict[str, list[Picture]]
     mixed: list[Picture]
+    mix: str
 
 
 def read_gallery(path: Path, classes: Sequence[str]) -> Gallery | None:
@@ -51,7 +53,7 @@ def read_gallery(path: Path, classes: Sequence[str]) -> Gallery | None:
 
     The file holds ``bank``, ``noise`` and ``mixed``, each (N, C, H, W) ``uint8`` and optional,
     ``bank_targets`` and ``noise_families``, (N,) ``int64``, ``mixed_lambda``, (N,) ``float32``,
-    and in its metadata ``noise_families``: a JSON list of names.
+    and in its metadata ``about``: JSON with ``noise_families``, a list of names, and ``mix``.
 
     Raises:
         OneRoundError: the file cannot be read.
@@ -61,17 +63,19 @@ def read_gallery(path: Path, classes: Sequence[str]) -> Gallery | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            families = json.loads((file.metadata() or {}).get("noise_families", "[]"))
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise OneRoundError(
             f"cannot read the gallery: {error}.",
             file=path,
             remedy="Remove the file, and the page is written without it.",
         ) from error
+    names = about.get("noise_families", [])
     return Gallery(
         bank=_groups(tensors, "bank", "bank_targets", classes, "synthesized image"),
-        noise=_groups(tensors, "noise", "noise_families", families, "structure noise"),
+        noise=_groups(tensors, "noise", "noise_families", names, "structure noise"),
         mixed=_mixed(tensors),
+        mix=about.get("mix", "noise"),
     )
 
 
