@@ -46,6 +46,15 @@ def test_folder_without_classes(tmp_path):
         list_folder(tmp_path)
 
 
+def test_what_the_user_did_not_put_there_is_no_image(tmp_path):
+    touch(tmp_path, "a/1.png", "a/.checkpoints/1.png", "a/more/__MACOSX/1.png", "a/.hidden.png")
+    (tmp_path / "a" / "link.png").symlink_to("1.png")
+    (tmp_path / "a" / "lost.png").symlink_to("no such file")
+    (tmp_path / "a" / "loop.png").symlink_to("loop.png")
+    names = [str(listed.path.relative_to(tmp_path)) for listed in list_folder(tmp_path).files]
+    assert names == ["a/1.png", "a/link.png", "a/loop.png", "a/lost.png"]
+
+
 def test_csv(tmp_path):
     (tmp_path / "list.csv").write_text(
         "\ufeffpath,label,split,site\nx/1.png, b ,train,north\n../2.png,a,test,south\n", "utf-8"

@@ -128,9 +128,21 @@ def _listed_file(file: Path, line: int, row: dict[str, str]) -> ListedFile:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    return sorted(p for p in parent.iterdir() if p.is_dir() and not _hidden(p.name))
+
+
+def _hidden(folder: str) -> bool:
+    """Whether a folder is not the user's own, such as ``.ipynb_checkpoints`` or ``__MACOSX``."""
+    return folder.startswith((".", "__"))
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in ``folder`` and the folders below it but hidden ones, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    """All files in ``folder`` and the folders below it, sorted, but hidden ones and those in
+    hidden folders. Links that lead nowhere are among them: whoever reads them names them."""
+    found = []
+    for path in folder.rglob("*"):
+        *above, name = path.relative_to(folder).parts
+        ours = not name.startswith(".") and not any(map(_hidden, above))
+        if ours and (path.is_file() or (path.is_symlink() and not path.exists())):
+            found.append(path)
+    return sorted(found)
