@@ -13,7 +13,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -224,15 +224,31 @@ def validated(model: type[Model], content: object, file: str | os.PathLike[str])
     try:
         return model.model_validate(content)
     except ValidationError as error:
+        problems = error.errors()
         lines = [
-            f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
-            for problem in error.errors()
+            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
+            for problem in problems
         ]
+        keys = _keys_beside(model, problems[0]["loc"])
         raise OneRoundError(
             "; ".join(lines) + ".",
             file=file,
-            remedy=f"Correct these keys; known are: {', '.join(model.model_fields)}.",
+            remedy=f"Correct these keys; known are: {', '.join(keys)}.",
         ) from error
+
+
+def _keys_beside(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table in which the last key of ``place`` stands, or would stand."""
+    for part in place[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            inside = (field.annotation, *get_args(field.annotation))
+            model = next((t for t in inside if _is_model(t)), model)
+    return list(model.model_fields)
+
+
+def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def parse_assignment(text: str) -> dict[str, object]:
