@@ -41,6 +41,7 @@ VARIANTS: dict[str, list[str]] = {
         "inversion.tv_weight=0.3",
     ],
     "bank: no companion": ["inversion.companions=0"],
+    "bank: not reused, every image once": ["distillation.steps=5"],
     "bank: a tenth of the images": ["inversion.images=64"],
     "bank: 4 steps, no synthesis to speak of": ["inversion.steps=4"],
     "noise: structure noise, both teachers": NOISE,
