@@ -61,6 +61,18 @@ class Meter:
             self._flops_of[kind] = counter.get_total_flops()
         self._flops += self._flops_of[kind]
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time that this block takes is not part of the cost."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    @property
+    def flops(self) -> int:
+        """FLOPs up to now."""
+        return self._spent.flops + self._flops
+
     @property
     def cost(self) -> Cost:
         """Everything up to now."""

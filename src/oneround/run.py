@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,13 @@ from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
 from oneround.cost import Cost
+from oneround.data import ImageSet
 from oneround.errors import OneRoundError
 from oneround.files import read_json, write_json
-from oneround.stage import Progress, Stage, cpu, silent
+from oneround.stage import Observer, Progress, Stage, cpu, silent
+
+TRAINING = "training"
+"""Stage of client training, which is no part of a method."""
 
 log = logging.getLogger("oneround")
 
@@ -31,6 +36,10 @@ class Run:
         resume: go on with what is in the folder.
         fabric: device, precision, processes; the CPU by default.
         progress: told about every step of every stage.
+        flops: what the method may spend in all; training at the sites does not count.
+        observer: looks at the student on its way; what it saw is in :meth:`observed`.
+        sites: images of the sites, training and validation, in a simulation. Only the two ends
+            of the scale (centralized training, FedAvg of many rounds) may ask for them.
 
     Raises:
         OneRoundError: another process works in the folder; it holds a run and ``resume`` is
@@ -46,12 +55,15 @@ class Run:
         resume: bool = False,
         fabric: Fabric | None = None,
         progress: Progress = silent,
+        flops: float = math.inf,
+        observer: Observer | None = None,
+        sites: Mapping[str, tuple[ImageSet, ImageSet | None]] | None = None,
     ) -> None:
         self.path = Path(path)
         self.configuration = dict(configuration)
         self.seed, self.resume = seed, resume
         self.fabric = fabric or cpu()
-        self.progress = progress
+        self.progress, self.flops, self.observer, self.sites = progress, flops, observer, sites
         self.stages: dict[str, Stage] = {}
         self._lock = FileLock(self.path / ".lock")
         self._handler: logging.Handler | None = None
@@ -103,14 +115,46 @@ class Run:
             self._handler.close()
         self._lock.release()
 
-    def stage(self, name: str, part: str = "", *, folder: str = "") -> Stage:
-        """A stage, or one ``part`` of it (such as a site); kept in ``RUN/folder/part``."""
+    def stage(self, name: str, part: str = "", *, folder: str = "", share: float = 1) -> Stage:
+        """A stage, or one ``part`` of it (such as a site); kept in ``RUN/folder/part``.
+
+        Args:
+            name: what it is called in results and progress.
+            part: of the stage, with a log of its own.
+            folder: of the RUN folder; ``name`` by default.
+            share: of the FLOPs that are left, what it may spend.
+        """
         key = f"{name}/{part}" if part else name
-        place = self.path / (folder or name) / part
-        seed = self.seed
-        self.stages[key] = Stage(name, seed, place, self.fabric, self.progress)
+        before = sum((s.cost for s in self.stages.values() if s.name != TRAINING), Cost())
+        self.stages[key] = Stage(
+            name,
+            self.seed,
+            self.path / (folder or name) / part,
+            self.fabric,
+            self.progress,
+            flops=max(0, self.flops - before.flops) * share,
+            before=before,
+            observer=self.observer,
+        )
         log.info("stage %s", key)
         return self.stages[key]
+
+    def images_of_sites(self, purpose: str) -> Mapping[str, tuple[ImageSet, ImageSet | None]]:
+        """The images of all sites, which only a simulation has.
+
+        Raises:
+            OneRoundError: this run is no simulation.
+        """
+        if self.sites is None:
+            raise OneRoundError(
+                f"{purpose} needs the images of all sites, which only a simulation has.",
+                remedy="Use `oneround simulate`, or a method that works from submissions.",
+            )
+        return self.sites
+
+    def observed(self) -> list[dict[str, float]]:
+        """What the observer saw in all stages, in order."""
+        return [entry for stage in self.stages.values() for entry in stage.observed]
 
     def costs(self) -> dict[str, Cost]:
         """What every stage has cost, its parts added up."""

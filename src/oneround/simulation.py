@@ -22,7 +22,7 @@ from oneround.evaluation import evaluate
 from oneround.methods import GlobalModel, Method
 from oneround.methods.fedavg import average
 from oneround.results import Models, Results, SiteMetrics
-from oneround.run import Run
+from oneround.run import TRAINING, Run
 from oneround.stage import Progress, derived_seed, silent
 from oneround.study import Strict, Study
 from oneround.submission import Submission, read_submissions
@@ -148,7 +148,7 @@ def train_sites(
     paths = []
     for number, (site, (train, val)) in enumerate(parts.items()):
         architecture = study.architectures[number % len(study.architectures)]
-        stage = run.stage("training", site, folder="sites")
+        stage = run.stage(TRAINING, site, folder="sites")
         client = train_client(study, site, train, val, architecture=architecture, stage=stage)
         paths.append(folder / f"{site}.oneround")
         if not paths[-1].exists():

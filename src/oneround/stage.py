@@ -9,6 +9,7 @@ comes from ``stage.generator(piece)``, which depends on the seed and the piece a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from oneround.cost import Cost, Meter
 
@@ -38,6 +40,27 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@dataclass(frozen=True)
+class Observer:
+    """Looks at a student on its way, at costs that double from one look to the next.
+
+    Attributes:
+        look: what is to be known of a network, such as its accuracy on test images. Nothing may
+            be chosen by it.
+        first: FLOPs of the run at which it looks for the first time.
+    """
+
+    look: Callable[[nn.Module], dict[str, float]]
+    first: float = 1e11
+
+    def due(self, flops: float, last: float) -> bool:
+        """Whether to look, now that ``flops`` are spent; the last look was at ``last``."""
+        return self._mark(flops) > self._mark(last)
+
+    def _mark(self, flops: float) -> int:
+        return int(math.log2(flops / self.first)) + 1 if flops >= self.first else 0
+
+
 @dataclass
 class Stage:
     """One stage.
@@ -48,8 +71,13 @@ class Stage:
         folder: where finished pieces are kept; ``None``: nowhere, and nothing can be resumed.
         fabric: device, precision and processes.
         progress: told about every step.
+        flops: what it may spend; it stops when that is spent.
+        before: what the stages before it have cost.
+        observer: looks at the student on its way; what it saw is in ``observed``.
         cost: what the stage has cost, interruptions left out.
         curve: its log: one dict of numbers for each logged step.
+        observed: one dict for each look: ``flops`` and ``seconds`` since the start of the run,
+            and what the observer saw.
     """
 
     name: str
@@ -57,8 +85,12 @@ class Stage:
     folder: Path | None = None
     fabric: Fabric = field(default_factory=cpu)
     progress: Progress = silent
+    flops: float = math.inf
+    before: Cost = field(default_factory=Cost)
+    observer: Observer | None = None
     cost: Cost = field(default_factory=Cost)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    observed: list[dict[str, float]] = field(default_factory=list)
 
     def generator(self, *piece: object) -> torch.Generator:
         """A CPU generator for one piece of this stage."""

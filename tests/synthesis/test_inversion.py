@@ -132,11 +132,12 @@ def test_companions_count_by_their_share_of_the_class() -> None:
         nn.functional.cross_entropy(client.model(x), targets, reduction="none")
         for client in members
     )
-    found, distance = _judge(watched, x, targets, (1, 0), options())
+    terms = _judge(watched, x, targets, (1, 0), options())
+    found, distance = terms["cross_entropy"], terms["batch_norm"] / options().bn_weight
     share = torch.tensor([1.0, 0.5, 0.0, 0.0])
     assert found.item() == pytest.approx((other + share * own).mean().item(), rel=1e-4)
     assert distance.item() == pytest.approx(statistics_distance(watched.models[1], "sum").item())
-    alone, _ = _judge(watched, x, targets, (1,), options())
+    alone = _judge(watched, x, targets, (1,), options())["cross_entropy"]
     assert alone.item() == pytest.approx(other.mean().item(), rel=1e-4)
 
 

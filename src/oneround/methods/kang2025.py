@@ -21,12 +21,15 @@ distillation.mix=noise`` switches 2 and 3 on.
 
 from __future__ import annotations
 
-from oneround.distillation import DistillationOptions, Samples, new_student, train_student
+from pydantic import Field
+
+from oneround.distillation import DistillationOptions, Samples, train_student
 from oneround.ensemble import AdaptationOptions, Ensemble, Rule, adapt_to_noise
 from oneround.gallery import write_gallery
 from oneround.methods import GlobalModel
 from oneround.noise import NoiseOptions, StructureNoise
 from oneround.run import Run
+from oneround.student import new_student
 from oneround.study import Strict, Study
 from oneround.synthesis import InversionOptions, synthesize
 
@@ -41,6 +44,7 @@ class Options(Strict):
         noise: structure noise.
         adaptation: the noise-adapted copies.
         distillation: the student.
+        synthesis_share: where the run has a limit of FLOPs, the share that the bank may cost.
     """
 
     rule: Rule = "auto"
@@ -48,6 +52,7 @@ class Options(Strict):
     noise: NoiseOptions = NoiseOptions()
     adaptation: AdaptationOptions = AdaptationOptions()
     distillation: DistillationOptions = DistillationOptions()
+    synthesis_share: float = Field(default=0.5, gt=0, lt=1)
 
 
 PRESETS: dict[str, Strict] = {
@@ -79,7 +84,8 @@ def kang2025(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Gl
     """The method; every stage resumes where it was."""
     ensemble = ensemble.with_rule(options.rule)
     noise = StructureNoise(study.image, options.noise)
-    bank = synthesize(ensemble, study, options.inversion, run.stage("synthesis", folder="bank"))
+    synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
+    bank = synthesize(ensemble, study, options.inversion, synthesis)
     adapted = adapt_to_noise(ensemble, noise, options.adaptation, run.stage("adaptation"))
     distillation = run.stage("distillation")
     samples = Samples(bank, noise, options.distillation, distillation)

@@ -19,7 +19,7 @@ that only one network takes for a class do not survive its companions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +35,9 @@ from oneround.stage import Stage
 from oneround.study import Strict, Study
 from oneround.synthesis.bank import ImageBank
 from oneround.synthesis.watched import statistics_distance, watch
+
+Competitor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From images and the ensemble's log-probabilities of them to a term of the loss."""
 
 
 class InversionOptions(Strict):
@@ -100,7 +103,7 @@ def synthesize(
         images, log = stage.file(f"{number:03}.safetensors"), stage.file(f"{number:03}.json")
         if images is None or log is None or not images.exists():
             meter = Meter()
-            shard, curve = _invert(watched, study, options, stage, batch, number, len(plan), meter)
+            shard, curve = _shard(watched, study, options, stage, batch, number, len(plan), meter)
             cost = meter.cost
             if images is not None and log is not None:
                 write_json(log, {"cost": cost.model_dump(), "curve": curve})
@@ -151,7 +154,52 @@ def class_mix(counts: Sequence[int], size: int) -> torch.Tensor:
     return torch.searchsorted(edges, places * edges[-1], right=True)
 
 
-def _invert(
+def trajectory(
+    watched: Ensemble,
+    study: Study,
+    options: InversionOptions,
+    batch: Batch,
+    generator: torch.Generator,
+    stage: Stage,
+    meter: Meter,
+    competitor: Competitor | None = None,
+) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Images on their way from noise to what the client models take for their training images.
+
+    Args:
+        watched: the client models, see :func:`oneround.synthesis.watched.watch`.
+        study: the shape and range of images.
+        options: all but the number of images, the batch size and the snapshots.
+        batch: what the images are made for.
+        generator: of noise and jitter.
+        stage: its device.
+        meter: measures every step.
+        competitor: where all clients judge together, a further term of the loss.
+
+    Yields:
+        After every step the images, (B, C, H, W), and the terms of its loss.
+    """
+    device, size = stage.fabric.device, len(batch.targets)
+    x = torch.randn(size, *study.image.shape, generator=generator)
+    x, targets = x.to(device).requires_grad_(), batch.targets.to(device)
+    limits = study.image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
+    optimizer = torch.optim.Adam([x], lr=options.learning_rate, betas=(0.5, 0.9))
+    for _ in range(options.steps):
+        asked = _asked(batch, len(watched.clients), options, generator)
+        moved = jitter(x, options.jitter, generator)
+        with meter.step("invert", size, asked), stage.fabric.autocast():
+            terms = _judge(watched, moved, targets, asked, options, competitor)
+            terms["total_variation"] = options.tv_weight * total_variation(x)
+            loss = torch.stack(list(terms.values())).sum()
+            optimizer.zero_grad()
+            stage.fabric.backward(loss)
+        optimizer.step()
+        with torch.no_grad():
+            x.clamp_(limits[0], limits[1])
+        yield x.detach(), terms
+
+
+def _shard(
     watched: Ensemble,
     study: Study,
     options: InversionOptions,
@@ -162,42 +210,28 @@ def _invert(
     meter: Meter,
 ) -> tuple[ImageBank, list[dict[str, float]]]:
     """One shard: its images from noise to the end of their trajectory."""
-    generator = stage.generator(number)
-    device, size = stage.fabric.device, len(batch.targets)
-    x = torch.randn(size, *study.image.shape, generator=generator)
-    x, targets = x.to(device).requires_grad_(), batch.targets.to(device)
-    limits = study.image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
-    optimizer = torch.optim.Adam([x], lr=options.learning_rate, betas=(0.5, 0.9))
+    size, targets = len(batch.targets), batch.targets.to(stage.fabric.device)
     taken_at = {max(1, round(point * options.steps)): point for point in options.snapshots}
     snapshots, curve = [], []
     hit_rate = 0.0
-    for step in range(1, options.steps + 1):
-        asked = _asked(batch, len(watched.clients), options, generator)
-        moved = jitter(x, options.jitter, generator)
-        with meter.step(size, asked), stage.fabric.autocast():
-            cross_entropy, distance = _judge(watched, moved, targets, asked, options)
-            terms = {
-                "cross_entropy": cross_entropy,
-                "total_variation": options.tv_weight * total_variation(x),
-                "batch_norm": options.bn_weight * distance,
-            }
-            loss = torch.stack(list(terms.values())).sum()
-            optimizer.zero_grad()
-            stage.fabric.backward(loss)
-        optimizer.step()
-        with torch.no_grad():
-            x.clamp_(limits[0], limits[1])
-        if step in taken_at:
-            taken = x.detach().half().cpu().contiguous()
-            snapshots.append(ImageBank(taken, batch.targets, torch.full((size,), taken_at[step])))
-        if step % 25 == 0 or step == options.steps:
+    way = trajectory(watched, study, options, batch, stage.generator(number), stage, meter)
+    for step, (x, terms) in enumerate(way, 1):
+        last = step == options.steps or meter.flops >= stage.flops / shards
+        if last or step in taken_at:
+            taken = x.half().cpu().contiguous()
+            progress = torch.full((size,), 1.0 if last else taken_at[step])
+            snapshots.append(ImageBank(taken, batch.targets, progress))
+        if last or step % 25 == 0:
             with meter.step(size, "hit rate"), torch.no_grad(), stage.fabric.autocast():
                 hit_rate = (watched(x).argmax(1) == targets).float().mean().item()
-            entry = {"shard": number, "step": step, "total": loss.item(), "hit_rate": hit_rate}
-            curve.append(entry | {name: term.item() for name, term in terms.items()})
-        stage.tell(
-            number * options.steps + step, shards * options.steps, f"{hit_rate:.0%} on target"
-        )
+            parts = {name: term.item() for name, term in terms.items()}
+            entry = {"shard": number, "step": step, "total": sum(parts.values())}
+            curve.append(entry | {"hit_rate": hit_rate} | parts)
+        done, total = number * options.steps + step, shards * options.steps
+        stage.tell(total if last and number == shards - 1 else done, total,
+                   f"{hit_rate:.0%} on target")  # fmt: skip
+        if last:
+            break
     return ImageBank.join(snapshots), curve
 
 
@@ -218,11 +252,16 @@ def _judge(
     targets: torch.Tensor,
     asked: tuple[int, ...] | None,
     options: InversionOptions,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy and BatchNorm distance of images ``x`` (B, C, H, W); see the top."""
+    competitor: Competitor | None = None,
+) -> dict[str, torch.Tensor]:
+    """What the client models say of images ``x`` (B, C, H, W); see the top."""
     if asked is None:
-        cross_entropy = nn.functional.nll_loss(watched(x), targets)
-        return cross_entropy, statistics_distance(watched, options.bn_reduction)
+        log_p = watched(x)
+        terms = {"cross_entropy": nn.functional.nll_loss(log_p, targets)}
+        if competitor is not None:
+            terms["competition"] = competitor(x, log_p)
+        distance = statistics_distance(watched, options.bn_reduction)
+        return terms | {"batch_norm": options.bn_weight * distance}
     shares = watched.weights / watched.weights.amax(0)
     cross_entropy = torch.zeros((), device=x.device)
     for k in asked:
@@ -230,7 +269,8 @@ def _judge(
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         share = shares[k].expand(logits.shape[1])[targets]
         cross_entropy = cross_entropy + (losses if k == asked[0] else share * losses).mean()
-    return cross_entropy, statistics_distance(watched.models[asked[0]], options.bn_reduction)
+    distance = statistics_distance(watched.models[asked[0]], options.bn_reduction)
+    return {"cross_entropy": cross_entropy, "batch_norm": options.bn_weight * distance}
 
 
 def total_variation(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,208 @@
+"""The student: where it starts, and one step of distillation (Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from oneround import models
+from oneround.ensemble import Client, Ensemble
+from oneround.errors import OneRoundError
+from oneround.loop import Loop, Stateful
+from oneround.model_file import load_model
+from oneround.stage import Stage, derived_seed
+from oneround.study import ArchitectureSpec, Strict, Study
+
+
+class StudentOptions(Strict):
+    """Where the student starts and how it learns.
+
+    Attributes:
+        learning_rate: peak rate of SGD.
+        momentum: Nesterov momentum.
+        weight_decay: of SGD.
+        schedule: learning rate over the steps.
+        temperature: T.
+        student: its architecture; by default that of the client model that ``start`` names.
+        start: ``auto``: among the client models of the student's architecture the one with the
+            most images in every class (the largest geometric mean of its class counts, taken as
+            equal where they are kept), from scratch if there is none; ``scratch``; or a model
+            file.
+    """
+
+    learning_rate: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["one-cycle", "constant", "cosine"] = "one-cycle"
+    temperature: float = Field(default=4.0, gt=0)
+    student: ArchitectureSpec | None = None
+    start: str = "auto"
+
+
+def new_student(
+    ensemble: Ensemble, study: Study, options: StudentOptions, stage: Stage
+) -> tuple[nn.Module, ArchitectureSpec]:
+    """The student before training, and its architecture.
+
+    Raises:
+        OneRoundError: the model file to start from cannot be read, or is of another architecture.
+    """
+    classes = len(study.classes)
+    best_first = sorted(ensemble.clients, key=lambda client: -_breadth(client, classes))
+    architecture = options.student or best_first[0].architecture
+    alike = [client.model for client in best_first if client.architecture == architecture]
+    if options.start not in ("auto", "scratch"):
+        student = _from_file(options.start, study, architecture)
+    elif options.start == "auto" and alike:
+        student = copy.deepcopy(alike[0]).requires_grad_(True)
+    else:
+        seed = derived_seed(stage.seed, "student")
+        student = models.build(architecture, study.image, classes, seed)
+    return student, architecture
+
+
+class Learner:
+    """A student with its optimizer, in training mode; it is taught batch by batch.
+
+    Attributes:
+        student: the network; changed in place.
+        model: the same, as the device layer calls it.
+        parts: what a checkpoint must hold.
+    """
+
+    def __init__(self, student: nn.Module, options: StudentOptions, stage: Stage) -> None:
+        models.to_fast_layout(student)
+        self.options, self.fabric, self.student = options, stage.fabric, student
+        sgd = torch.optim.SGD(
+            student.parameters(),
+            lr=options.learning_rate,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.momentum > 0,
+        )
+        self.model: Any
+        self.optimizer: Any
+        self.model, self.optimizer = stage.fabric.setup(student, sgd)
+        self.parts: dict[str, Stateful] = {"model": student, "optimizer": self.optimizer}
+        self.model.train()
+
+    def learn(
+        self,
+        loop: Loop,
+        x: torch.Tensor,
+        original: torch.Tensor,
+        adapted: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> dict[str, float]:
+        """One step of SGD on :func:`distillation_loss`; then the observer may look.
+
+        Args:
+            loop: tells the learning rate and meters the step.
+            x: network input, (B, C, H, W).
+            original: log-probabilities of the teacher, (B, classes).
+            adapted: those of a second teacher.
+            weight: λ of the first, (B,); 1 if there is one teacher.
+
+        Returns:
+            ``loss``, its part of each teacher, the learning rate, and the student's agreement
+            with the first teacher.
+
+        Raises:
+            OneRoundError: the loss is not finite.
+        """
+        options = self.options
+        rate = learning_rate(options.schedule, options.learning_rate, loop.position, loop.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        weight = torch.ones(len(x), device=x.device) if weight is None else weight
+        adapted = original if adapted is None else adapted
+        with loop.meter.step("learn", tuple(x.shape)):
+            logits = self.model(x)
+            terms = distillation_loss(logits, original, adapted, weight, options.temperature)
+            loss = terms[0] + terms[1]
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+        if not loss.isfinite():
+            raise OneRoundError(
+                f"the loss of {loop.stage.name} is not finite at step {loop.done + 1}.",
+                remedy="Set a smaller learning_rate of the student, in a new RUN folder.",
+            )
+        self.optimizer.step()
+        loop.observe(self.student)
+        agreement = (logits.argmax(1) == original.argmax(1)).float().mean().item()
+        return {
+            "loss": loss.item(),
+            "original": terms[0].item(),
+            "noise_adapted": terms[1].item(),
+            "learning_rate": rate,
+            "agreement": agreement,
+        }
+
+
+def learning_rate(schedule: str, peak: float, position: float, steps: int) -> float:
+    """The rate of the step that begins at ``position``, in [0, ``steps``].
+
+    ``one-cycle``: from peak/25 up to ``peak`` for 30 % of the steps, then down to almost zero,
+    both along a cosine (Smith and Topin, 2019; as ``torch.optim.lr_scheduler.OneCycleLR`` over
+    ``steps + 1``). ``cosine``: from ``peak`` down to zero. ``constant``: ``peak``.
+    """
+    if schedule == "constant":
+        return peak
+    if schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * position / steps)) / 2
+    top = 0.3 * (steps + 1) - 1
+    start, end, share = peak / 25, peak, position / top if top > 0 else 1.0
+    if position > top:
+        start, end, share = peak, peak / 25 / 1e4, (position - top) / (steps - top)
+    return end + (start - end) / 2 * (math.cos(math.pi * share) + 1)
+
+
+def distillation_loss(
+    student: torch.Tensor,
+    original: torch.Tensor,
+    adapted: torch.Tensor,
+    weight: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """λ·T²·KL(p_orig ‖ q) and (1−λ)·T²·KL(p_noise ‖ q), each the mean over the batch.
+
+    Args:
+        student: logits, (B, classes).
+        original: log-probabilities of the ensemble at temperature 1, (B, classes).
+        adapted: those of the noise-adapted ensemble.
+        weight: λ, (B,).
+        temperature: T; teacher and student are both softened by it.
+    """
+    log_q = (student / temperature).log_softmax(-1)
+
+    def divergence(teacher: torch.Tensor) -> torch.Tensor:
+        log_p = (teacher / temperature).log_softmax(-1)
+        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    return (weight * divergence(original)).mean(), ((1 - weight) * divergence(adapted)).mean()
+
+
+def _breadth(client: Client, classes: int) -> float:
+    """How much a site has seen of every class: mean logarithm of its class counts, or, where it
+    keeps them, of equal shares of its images."""
+    counts = client.class_counts or (client.images / classes,)
+    return sum(math.log1p(count) for count in counts) / len(counts)
+
+
+def _from_file(path: str, study: Study, architecture: ArchitectureSpec) -> nn.Module:
+    """Weights of a model file in a network of the student's architecture."""
+    student = models.build(architecture, study.image, len(study.classes))
+    try:
+        student.load_state_dict(load_model(path).model.state_dict())
+    except RuntimeError as error:
+        raise OneRoundError(
+            f"the model is not a {architecture} for {len(study.classes)} classes.",
+            file=path,
+            remedy="Set the student to its architecture, or start from scratch.",
+        ) from error
+    return student
