@@ -275,7 +275,7 @@ def test_every_option_is_in_the_table(name: str) -> None:
 
     method = methods.get(name)
     text = (DOCS / "reference" / "options.md").read_text("utf-8")
-    section = text.partition(f"<!-- begin {name} -->")[2].partition(f"<!-- end {name} -->")[0]
+    section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     written = re.findall(r"^\| `([\w.]+)` \|", section, re.M)
     assert written == list(names(method.presets["quick"].model_dump()))
 

@@ -24,7 +24,8 @@ FOLDER = Path(__file__).parent
 
 def pages() -> dict[Path, str]:
     """Each page with tables, as it should be."""
-    parts = {"commands": commands()} | {name: options(name) for name in methods.names()}
+    every = "\n\n".join(f"## {name}\n\n{options(name)}" for name in methods.names())
+    parts = {"commands": commands(), "methods": every}
     found = {}
     for path in (FOLDER / "options.md", FOLDER / "commands.md"):
         text = path.read_text(encoding="utf-8")
@@ -73,9 +74,10 @@ def _options(
 
 
 def _attributes(model: type[BaseModel]) -> dict[str, str]:
-    """The section ``Attributes`` of a docstring, by name, as sentences."""
-    section = (inspect.getdoc(model) or "").partition("Attributes:\n")[2]
-    found: dict[str, str] = {}
+    """The section ``Attributes`` of a docstring and those it inherits, by name, as sentences."""
+    inherited = [base for base in model.__bases__ if issubclass(base, BaseModel)]
+    found = {k: v for base in inherited for k, v in _attributes(base).items()}
+    section = (inspect.cleandoc(model.__doc__ or "")).partition("Attributes:\n")[2]
     for name, text in re.findall(r"^    (\w+): ((?:.|\n(?=        ))*)", section, re.MULTILINE):
         sentence = " ".join(text.split()).replace("``", "`")
         first = sentence[0].upper() if sentence[0].isascii() else sentence[0]

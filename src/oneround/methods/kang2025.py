@@ -40,19 +40,19 @@ class Options(Strict):
     Attributes:
         rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
             all sites share theirs, else ``probabilities``.
+        synthesis_share: where the run has a limit of FLOPs, the share that the bank may cost.
         inversion: the image bank.
         noise: structure noise.
         adaptation: the noise-adapted copies.
         distillation: the student.
-        synthesis_share: where the run has a limit of FLOPs, the share that the bank may cost.
     """
 
     rule: Rule = "auto"
+    synthesis_share: float = Field(default=0.5, gt=0, lt=1)
     inversion: InversionOptions = InversionOptions()
     noise: NoiseOptions = NoiseOptions()
     adaptation: AdaptationOptions = AdaptationOptions()
     distillation: DistillationOptions = DistillationOptions()
-    synthesis_share: float = Field(default=0.5, gt=0, lt=1)
 
 
 PRESETS: dict[str, Strict] = {
