@@ -47,7 +47,8 @@ def options(name: str) -> str:
         for title, rows in _options(method.options, presets, "")
         for body in [table(["option", "values", *presets, "meaning"], rows)]
     ]
-    return "\n\n".join(tables) or "It has no options."
+    about = [method.summary, f"Needs: {method.needs}"]
+    return "\n\n".join([*about, *(tables or ["It has no options."])])
 
 
 def _options(

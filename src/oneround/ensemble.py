@@ -152,9 +152,7 @@ def adapt_to_noise(
     for number, (model, client) in enumerate(zip(adapted.models, adapted.clients, strict=True)):
         require_batch_norm(model, client.site)
         if options.statistics == "batch":
-            for layer in batch_norms(model):
-                layer.track_running_stats = False
-                layer.running_mean = layer.running_var = None
+            _take_batch_statistics(model)
             continue
         generator = stage.generator()  # the same noise for every client
         batches = (
@@ -166,3 +164,54 @@ def adapt_to_noise(
         stage.tell(number + 1, len(adapted.models))
     stage.cost = meter.cost
     return adapted
+
+
+def with_batch_statistics(ensemble: Ensemble) -> Ensemble:
+    """Copies of the client models that normalize every batch by its own statistics.
+
+    This is what FedISCA's noise-adapted client models come to: they stay in training mode.
+    """
+    adapted = copy.deepcopy(ensemble)
+    for model, client in zip(adapted.models, adapted.clients, strict=True):
+        require_batch_norm(model, client.site)
+        _take_batch_statistics(model)
+    return adapted
+
+
+def _take_batch_statistics(model: nn.Module) -> None:
+    for layer in batch_norms(model):
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = None
+
+
+def average(ensemble: Ensemble) -> nn.Module:
+    """Weights and BatchNorm statistics averaged by the number of training images: FedAvg's
+    aggregation (McMahan et al., AISTATS 2017).
+
+    Raises:
+        OneRoundError: the architectures differ.
+    """
+    architectures = {str(client.architecture) for client in ensemble.clients}
+    if len(architectures) > 1:
+        raise OneRoundError(
+            f"weights of different architectures cannot be averaged: "
+            f"{', '.join(sorted(architectures))}.",
+            remedy="Use a method that distills, such as kang2025, and starts elsewhere.",
+        )
+    images = [client.images for client in ensemble.clients]
+    model = copy.deepcopy(ensemble.models[0])
+    model.load_state_dict(weighted_mean([m.state_dict() for m in ensemble.models], images))
+    return model.eval()
+
+
+def weighted_mean(
+    states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    """Σ_k w_k·state_k / Σ_k w_k, tensor by tensor, in double precision and back."""
+    share = torch.tensor([float(weight) for weight in weights])
+    share = share / share.sum()
+    mean = {}
+    for name, tensor in states[0].items():
+        total = sum(w * state[name].double() for w, state in zip(share, states, strict=True))
+        mean[name] = torch.as_tensor(total).to(tensor.dtype)
+    return mean

@@ -215,6 +215,11 @@ def require_batch_norm(model: nn.Module, site: str) -> None:
         )
 
 
+def size_in_bytes(model: nn.Module) -> int:
+    """Size of the weights and buffers."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
 def update_statistics(
     model: nn.Module, batches: Iterable[torch.Tensor], momentum: float | None = None
 ) -> None:

@@ -16,11 +16,10 @@ from lightning_fabric import Fabric
 from oneround.coordination import collect_results, ensemble_of, make_global_model
 from oneround.data import ImageSet, Splits
 from oneround.data.partition import by_site, dirichlet_shares, equal_shares, split_by_shares
-from oneround.ensemble import RULES, Ensemble, Rule
+from oneround.ensemble import RULES, Ensemble, Rule, average
 from oneround.errors import OneRoundError
 from oneround.evaluation import evaluate
 from oneround.methods import GlobalModel, Method
-from oneround.methods.fedavg import average
 from oneround.results import Models, Results, SiteMetrics
 from oneround.run import TRAINING, Run
 from oneround.stage import Progress, derived_seed, silent
@@ -193,7 +192,7 @@ def evaluate_all(
         except OneRoundError as error:
             notes.append(f"ensemble, {name}: {error.reason}")
     try:
-        fedavg = measured(average(ensemble).model, "fedavg")
+        fedavg = measured(average(ensemble), "fedavg")
     except OneRoundError as error:
         fedavg = None
         notes.append(f"fedavg: {error.reason}")

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from oneround import models
-from oneround.ensemble import Client, Ensemble
+from oneround.ensemble import Client, Ensemble, average
 from oneround.errors import OneRoundError
 from oneround.loop import Loop, Stateful
 from oneround.model_file import load_model
@@ -23,22 +23,25 @@ class StudentOptions(Strict):
     """Where the student starts and how it learns.
 
     Attributes:
-        learning_rate: peak rate of SGD.
-        momentum: Nesterov momentum.
-        weight_decay: of SGD.
-        schedule: learning rate over the steps.
+        optimizer: ``sgd`` with Nesterov momentum, or ``adam`` with betas (0.9, 0.999).
+        learning_rate: peak rate.
+        momentum: of SGD.
+        weight_decay: of both.
+        schedule: learning rate over the steps; ``step``: ten times less from half, and again
+            from three quarters of them.
         temperature: T.
         student: its architecture; by default that of the client model that ``start`` names.
         start: ``auto``: among the client models of the student's architecture the one with the
             most images in every class (the largest geometric mean of its class counts, taken as
-            equal where they are kept), from scratch if there is none; ``scratch``; or a model
-            file.
+            equal where they are kept), from scratch if there is none; ``scratch``; ``average``:
+            the client models averaged; or a model file.
     """
 
+    optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
-    schedule: Literal["one-cycle", "constant", "cosine"] = "one-cycle"
+    schedule: Literal["one-cycle", "constant", "cosine", "step"] = "one-cycle"
     temperature: float = Field(default=4.0, gt=0)
     student: ArchitectureSpec | None = None
     start: str = "auto"
@@ -56,7 +59,15 @@ def new_student(
     best_first = sorted(ensemble.clients, key=lambda client: -_breadth(client, classes))
     architecture = options.student or best_first[0].architecture
     alike = [client.model for client in best_first if client.architecture == architecture]
-    if options.start not in ("auto", "scratch"):
+    if options.start == "average":
+        student, architecture = average(ensemble), ensemble.clients[0].architecture
+        if options.student not in (None, architecture):
+            raise OneRoundError(
+                f"the average of {architecture} cannot start a {options.student}.",
+                remedy="Leave out distillation.student, or set distillation.start=scratch.",
+            )
+        student.requires_grad_(True)
+    elif options.start not in ("auto", "scratch"):
         student = _from_file(options.start, study, architecture)
     elif options.start == "auto" and alike:
         student = copy.deepcopy(alike[0]).requires_grad_(True)
@@ -78,16 +89,9 @@ class Learner:
     def __init__(self, student: nn.Module, options: StudentOptions, stage: Stage) -> None:
         models.to_fast_layout(student)
         self.options, self.fabric, self.student = options, stage.fabric, student
-        sgd = torch.optim.SGD(
-            student.parameters(),
-            lr=options.learning_rate,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            nesterov=options.momentum > 0,
-        )
         self.model: Any
         self.optimizer: Any
-        self.model, self.optimizer = stage.fabric.setup(student, sgd)
+        self.model, self.optimizer = stage.fabric.setup(student, _optimizer(student, options))
         self.parts: dict[str, Stateful] = {"model": student, "optimizer": self.optimizer}
         self.model.train()
 
@@ -144,17 +148,34 @@ class Learner:
         }
 
 
+def _optimizer(student: nn.Module, options: StudentOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "adam":
+        return torch.optim.Adam(
+            student.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+    return torch.optim.SGD(
+        student.parameters(),
+        lr=options.learning_rate,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        nesterov=options.momentum > 0,
+    )
+
+
 def learning_rate(schedule: str, peak: float, position: float, steps: int) -> float:
     """The rate of the step that begins at ``position``, in [0, ``steps``].
 
     ``one-cycle``: from peak/25 up to ``peak`` for 30 % of the steps, then down to almost zero,
     both along a cosine (Smith and Topin, 2019; as ``torch.optim.lr_scheduler.OneCycleLR`` over
-    ``steps + 1``). ``cosine``: from ``peak`` down to zero. ``constant``: ``peak``.
+    ``steps + 1``). ``cosine``: from ``peak`` down to zero. ``step``: a tenth of ``peak``
+    from half and a hundredth from three quarters of the steps. ``constant``: ``peak``.
     """
     if schedule == "constant":
         return peak
     if schedule == "cosine":
         return peak * (1 + math.cos(math.pi * position / steps)) / 2
+    if schedule == "step":
+        return peak * (1.0 if position < steps / 2 else 0.1 if position < steps * 3 / 4 else 0.01)
     top = 0.3 * (steps + 1) - 1
     start, end, share = peak / 25, peak, position / top if top > 0 else 1.0
     if position > top:

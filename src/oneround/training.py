@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from oneround import models
-from oneround.cost import Cost
+from oneround.cost import Cost, Meter
 from oneround.data import ImageSet, batches
 from oneround.ensemble import Client
 from oneround.errors import OneRoundError
@@ -112,7 +112,8 @@ def train_client(
         stage.cost, stage.curve = Cost(**state["cost"]), state["curve"]
     meter = stage.meter()
     for epoch in range(first, spec.epochs + 1):
-        loss = _train_epoch(wrapped, optimizer, schedule, study, train, stage, epoch, meter)
+        generator = stage.generator(epoch)
+        loss = train_epoch(wrapped, optimizer, schedule, study, train, stage, generator, meter)
         entry = {"epoch": epoch, "loss": loss} | _validate(wrapped, study, val, stage)
         if not (math.isfinite(entry["loss"]) and math.isfinite(entry["val_loss"])):
             raise OneRoundError(
@@ -214,18 +215,28 @@ def augment(
     return x
 
 
-def _train_epoch(
+def train_epoch(
     model: Any,
     optimizer: Any,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None,
     study: Study,
     train: ImageSet,
     stage: Stage,
-    epoch: int,
-    meter: Any,
+    generator: torch.Generator,
+    meter: Meter,
 ) -> float:
-    """One pass over the training images; the mean loss."""
-    generator = stage.generator(epoch)
+    """One pass over the training images; the mean loss.
+
+    Args:
+        model: in any mode; changed in place.
+        optimizer: of its weights.
+        schedule: makes a step after every batch, if there is one.
+        study: training recipe and normalization.
+        train: training images.
+        stage: its device.
+        generator: of their order and random changes.
+        meter: measures every step.
+    """
     weights = class_weights(train.class_counts()) if study.training.class_weighted else None
     loss_of = nn.CrossEntropyLoss(weight=weights).to(stage.fabric.device)
     model.train()
@@ -238,7 +249,8 @@ def _train_epoch(
             optimizer.zero_grad()
             stage.fabric.backward(loss)
         optimizer.step()
-        schedule.step()
+        if schedule is not None:
+            schedule.step()
         total, seen = total + loss.item() * len(x), seen + len(x)
     return total / seen
 

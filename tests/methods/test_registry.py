@@ -24,6 +24,8 @@ def test_every_method_is_complete(name: str) -> None:
         "run",
         "options",
     ]
+    assert method.needs.endswith(".")
+    assert method.summary.endswith(".")
     module = inspect.getmodule(method.function)
     assert module is not None
     assert "et al." in (module.__doc__ or ""), "the paper is named"

@@ -54,6 +54,14 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
         sites = None if self.sites is None else tuple(self.sites[i] for i in indices.tolist())
         return ImageSet(self.images[indices], self.labels[indices], self.classes, sites)
 
+    @staticmethod
+    def join(parts: Sequence[ImageSet]) -> ImageSet:
+        """One set of several of the same classes and size; sites are forgotten."""
+        dtypes = {part.images.dtype for part in parts}
+        images = [part.images if len(dtypes) == 1 else part.pixels() for part in parts]
+        labels = torch.cat([part.labels for part in parts])
+        return ImageSet(torch.cat(images), labels, parts[0].classes)
+
     def class_counts(self) -> torch.Tensor:
         """Number of images of each class, (classes,) ``int64``."""
         return torch.bincount(self.labels, minlength=len(self.classes))

@@ -13,7 +13,14 @@ import torch
 
 from oneround.data.image_set import ImageSet, Splits
 from oneround.data.images import fit, read_original
-from oneround.data.listing import SPLITS, ListedFile, Listing, list_csv, list_folder
+from oneround.data.listing import (
+    SPLITS,
+    ListedFile,
+    Listing,
+    files_below,
+    list_csv,
+    list_folder,
+)
 from oneround.data.medmnist import class_names, fetch, is_name, load_arrays, read_medmnist
 from oneround.errors import OneRoundError
 from oneround.study import ImageSpec
@@ -83,6 +90,33 @@ def read_splits(
             remedy=f"Repair or remove them; at most {max_skipped:.0%} may be skipped.",
         )
     return _splits(images, names, image, skipped)
+
+
+def read_unlabeled(path: str | os.PathLike[str], image: ImageSpec) -> torch.Tensor:
+    """Images alone, pixels in [0, 1], (N, C, H, W) ``float32``.
+
+    Args:
+        path: a MedMNIST ``.npz`` file or a CSV file, of which the training images are taken; or
+            a folder, of which every image below it is.
+        image: channels and size to convert to.
+
+    Raises:
+        OneRoundError: the source is missing or malformed, or an image cannot be read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return read_splits(path, image=image).train.pixels()
+    listed = [ListedFile(file, "") for file in files_below(folder)]
+    images, unreadable = _read_all(listed, image)
+    if unreadable or not images:
+        raise OneRoundError(
+            f"{len(unreadable)} file(s) cannot be read: {unreadable[0]}."
+            if unreadable
+            else "there is no image.",
+            file=path,
+            remedy="Leave nothing but images in the folder.",
+        )
+    return _splits(images, ("",), image, []).train.pixels()
 
 
 def describe(path: str | os.PathLike[str], *, download: bool = False) -> DataDescription:

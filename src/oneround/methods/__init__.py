@@ -4,6 +4,7 @@ The name of a method is the name of its file. The file defines
 
 - ``Options``: a typed model of everything that can be chosen,
 - ``PRESETS``: complete options by name, ``quick`` and ``paper`` among them,
+- ``NEEDS``: what it needs of client models or of the run, one sentence,
 - a function of the same name: ``(ensemble, study, run, options) -> GlobalModel``.
 
 Nothing else has to be edited. An installed package adds a method with an entry point in the
@@ -35,26 +36,33 @@ class GlobalModel:
     Attributes:
         model: one network, or an :class:`~oneround.ensemble.Ensemble`; in eval mode.
         architectures: of the network, or of every network of the ensemble.
+        bytes_sent: up and down in all, where this is not one submission of each site and the
+            global model back to it.
     """
 
     model: nn.Module
     architectures: tuple[ArchitectureSpec, ...]
+    bytes_sent: int | None = None
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method as its file defines it."""
+    """A method as its file defines it; ``summary`` is the first line of its docstring."""
 
     name: str
     function: Callable[[Ensemble, Study, Run, Any], GlobalModel]
     options: type[Strict]
     presets: dict[str, Strict]
+    summary: str = ""
+    needs: str = ""
 
     @classmethod
     def of(cls, module: ModuleType) -> Method:
         """The method that ``module`` defines."""
         name = module.__name__.rpartition(".")[2]
-        return cls(name, getattr(module, name), module.Options, module.PRESETS)
+        summary = (module.__doc__ or "").strip().partition("\n")[0]
+        needs = getattr(module, "NEEDS", "")
+        return cls(name, getattr(module, name), module.Options, module.PRESETS, summary, needs)
 
     def resolve(self, preset: str = "quick", assignments: Sequence[str] = ()) -> Strict:
         """Options of ``preset`` with ``key.subkey=value`` assignments on top.

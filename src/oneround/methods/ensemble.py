@@ -11,6 +11,8 @@ from oneround.methods import GlobalModel
 from oneround.run import Run
 from oneround.study import Strict, Study
 
+NEEDS = "Nothing."
+
 
 class Options(Strict):
     """How outputs are combined.

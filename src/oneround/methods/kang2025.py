@@ -33,6 +33,8 @@ from oneround.student import new_student
 from oneround.study import Strict, Study
 from oneround.synthesis import InversionOptions, synthesize
 
+NEEDS = "Client models with BatchNorm."
+
 
 class Options(Strict):
     """Everything that can be chosen, part by part.

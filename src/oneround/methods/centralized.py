@@ -1,0 +1,42 @@
+"""One network trained on the images of all sites together: the ceiling, in simulations only.
+
+This is what privacy forbids, and what federated learning is measured against (as by McMahan
+et al., AISTATS 2017, and since). The recipe is that of a site (:mod:`oneround.training`), on the
+pooled training images, with the epoch chosen on the pooled validation images.
+"""
+
+from __future__ import annotations
+
+from oneround.data import ImageSet
+from oneround.ensemble import Ensemble
+from oneround.methods import GlobalModel
+from oneround.run import Run
+from oneround.study import Strict, Study
+from oneround.training import train_client
+
+NAME = "centralized"
+
+NEEDS = "A simulation."
+
+
+class Options(Strict):
+    """Nothing can be chosen: the study says how a network is trained."""
+
+
+PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
+
+
+def centralized(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+    """The study's first architecture, trained on everything."""
+    sites = run.images_of_sites("centralized training").values()
+    train = ImageSet.join([train for train, _ in sites])
+    val = [val for _, val in sites if val is not None]
+    client = train_client(
+        study.model_copy(update={"sites": ()}),
+        NAME,
+        train,
+        ImageSet.join(val) if val else None,
+        stage=run.stage(NAME),
+    )
+    sent = train.images.nbytes + sum(part.images.nbytes for part in val)
+    return GlobalModel(client.model, (client.architecture,), bytes_sent=sent)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from oneround import methods
+from oneround.ensemble import Ensemble, with_batch_statistics
+from oneround.errors import OneRoundError
+from oneround.methods import GlobalModel
+from oneround.run import Run
+from oneround.student import Learner
+from tiny import IMAGE, RESNET, STUDY, clients, equal, interrupted, seeded
+
+METHOD = methods.get("fedisca")
+TINY = ["epochs=3", "inversion.images=6", "inversion.batch_size=6", "inversion.steps=4"]
+
+
+def made(run: Run, changes: Sequence[str] = ()) -> GlobalModel:
+    options = METHOD.resolve("paper", [*TINY, *changes])
+    return METHOD.function(Ensemble(clients(2)), STUDY, run, options)
+
+
+def test_every_image_of_every_trajectory_teaches_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lessons: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    learn = Learner.learn
+
+    def spy(self, loop, x, original, adapted, weight):  # type: ignore[no-untyped-def]
+        lessons.append((x.clone(), original, adapted, weight))
+        return learn(self, loop, x, original, adapted, weight)
+
+    monkeypatch.setattr(Learner, "learn", spy)
+    with Run(tmp_path, {}) as run:
+        result = made(run)
+    assert result.architectures == (RESNET,)
+    assert len(lessons) == 3 * 4
+    assert [weight[0].item() for *_, weight in lessons[:4]] == [0, 0.25, 0.5, 0.75]
+    assert not torch.equal(lessons[0][0], lessons[4][0]), "every epoch begins with other noise"
+    ensemble = Ensemble(clients(2), "logits")
+    x, original, adapted, _ = lessons[5]
+    assert torch.allclose(original, ensemble(x), atol=1e-5)
+    assert torch.allclose(adapted, with_batch_statistics(ensemble)(x), atol=1e-5)
+
+
+def test_adapted_copies_are_in_training_mode_in_effect() -> None:
+    ensemble, x = Ensemble(clients(2), "logits"), torch.randn(8, *IMAGE.shape, generator=seeded())
+    reference = [client.model.train()(x) for client in clients(2)]
+    expected = torch.stack(reference).mean(0).log_softmax(1)
+    assert torch.allclose(with_batch_statistics(ensemble)(x), expected, atol=1e-4)
+    assert not torch.allclose(ensemble(x), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_interrupted_and_resumed(tmp_path: Path, stop: int) -> None:
+    with Run(tmp_path / "whole", {}) as run:
+        whole = made(run)
+    with Run(tmp_path / "parts", {}) as run:
+        stage = run.stage("distillation")
+        run.stage = lambda *a, **k: stage  # type: ignore[method-assign]
+        with interrupted(stage, stop):
+            made(run)
+    with Run(tmp_path / "parts", {}, resume=True) as run:
+        assert equal(made(run).model, whole.model)
+
+
+def test_ends_when_the_flops_are_spent(tmp_path: Path) -> None:
+    with Run(tmp_path / "whole", {}) as run:
+        made(run)
+        flops = run.costs()["distillation"].flops
+    limit = 0.4 * flops
+    with Run(tmp_path / "part", {}, flops=limit) as run:
+        made(run)
+        spent = run.costs()["distillation"].flops
+    assert limit <= spent < limit + flops / 12, "it may overshoot by less than a step"
+
+
+def test_needs_batch_norm(tmp_path: Path) -> None:
+    from oneround.ensemble import Client
+    from oneround.study import ArchitectureSpec
+    from tiny import network
+
+    group = ArchitectureSpec(arguments={"width": 2, "norm": "group"})
+    members = [*clients(1), Client("other", network(1, group), group, 10, (1, 2, 3))]
+    with Run(tmp_path, {}) as run, pytest.raises(OneRoundError, match="no BatchNorm"):
+        METHOD.function(Ensemble(members), STUDY, run, METHOD.resolve("paper", TINY))
