@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -34,6 +35,7 @@ def distill(
     method: str | Method = "kang2025",
     options: Strict | None = None,
     seed: int = 0,
+    flops: float | None = None,
     resume: bool = False,
     fabric: Fabric | None = None,
     progress: Progress = silent,
@@ -48,6 +50,7 @@ def distill(
         method: name of a method, or a method of your own.
         options: of the method; its preset ``quick`` by default.
         seed: of synthesis, noise and distillation.
+        flops: the method ends when it has spent so many; ``None``: its options alone decide.
         resume: go on with an interrupted run; the result is bit-equal to an uninterrupted one.
         fabric: device and precision; the CPU by default.
         progress: called with stage, steps done, steps in all and a note.
@@ -78,11 +81,19 @@ def distill(
         "options": options.model_dump(mode="json"),
         "seed": seed,
         "submissions": {s.manifest.site: s.sha256 for s in submissions},
-    }
-    with Run(out, configuration, seed=seed, resume=resume, fabric=fabric, progress=progress) as run:
+    } | limit(flops)
+    with Run(
+        out, configuration, seed=seed, resume=resume, fabric=fabric, progress=progress,
+        flops=flops or math.inf,
+    ) as run:  # fmt: skip
         made = make_global_model(run, study, submissions, method, options)
         collect_results(run, study, submissions, method, options, Models(), []).write(run.path)
     return made
+
+
+def limit(flops: float | None) -> dict[str, float]:
+    """What the configuration of a run says of its limit of FLOPs."""
+    return {} if flops is None else {"flops": flops}
 
 
 def ensemble_of(submissions: Sequence[Submission]) -> Ensemble:

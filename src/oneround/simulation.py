@@ -6,15 +6,17 @@ split is used at the very end, and only to report.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 
-from oneround.coordination import collect_results, ensemble_of, make_global_model
-from oneround.data import ImageSet, Splits
+from oneround.coordination import collect_results, ensemble_of, limit, make_global_model
+from oneround.data import ImageSet, Splits, describe, read_splits
 from oneround.data.partition import by_site, dirichlet_shares, equal_shares, split_by_shares
 from oneround.ensemble import RULES, Ensemble, Rule, average
 from oneround.errors import OneRoundError
@@ -23,11 +25,81 @@ from oneround.methods import GlobalModel, Method
 from oneround.results import Models, Results, SiteMetrics
 from oneround.run import TRAINING, Run
 from oneround.stage import Progress, derived_seed, silent
-from oneround.study import Strict, Study
+from oneround.study import (
+    ArchitectureSpec,
+    ImageSpec,
+    Strict,
+    Study,
+    merged,
+    parse_assignment,
+    preset,
+)
 from oneround.submission import Submission, read_submissions
 from oneround.training import train_client
 
 Partition = Literal["iid", "dirichlet", "site"]
+
+
+def prepare(
+    data: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    architectures: Sequence[ArchitectureSpec] = (),
+    preset_name: str = "quick",
+    training: Sequence[str] = (),
+    seed: int = 0,
+    max_skipped: float = 0.05,
+    download: bool = False,
+) -> tuple[Splits, Study]:
+    """A data set, and a study that fits it.
+
+    Args:
+        data: anything that :func:`oneround.data.read_splits` reads.
+        size: side of the images; their own by default.
+        architectures: allowed networks; that of the preset by default.
+        preset_name: of the network and the training recipe.
+        training: changes of the recipe, such as ``training.epochs=5``.
+        seed: of the study.
+        max_skipped: see :func:`oneround.data.read_splits`.
+        download: as there.
+
+    Raises:
+        OneRoundError: the data set cannot be read or has only one class, or an option is not
+            allowed.
+    """
+    found = describe(data, download=download)
+    if len(found.classes) < 2:
+        raise OneRoundError(
+            f"there is only one class, {', '.join(found.classes)}.",
+            file=data,
+            remedy="Add images of another class.",
+        )
+    side = {"height": size, "width": size} if size else {}
+    image = ImageSpec.validate_options(found.image.model_dump() | side, "image options")
+    splits = read_splits(
+        data, image=image, classes=found.classes, max_skipped=max_skipped, download=download
+    )
+    name = Path(data).stem
+    return splits, study_for(name, found.classes, image, architectures, preset_name, training, seed)
+
+
+def study_for(
+    name: str,
+    classes: Sequence[str],
+    image: ImageSpec,
+    architectures: Sequence[ArchitectureSpec],
+    preset_name: str,
+    training: Sequence[str],
+    seed: int,
+) -> Study:
+    """The study of a simulation; see :func:`prepare`."""
+    network, recipe = preset(preset_name, image)
+    content: dict[str, Any] = {"training": recipe.model_dump()}
+    for change in training:
+        content = merged(content, parse_assignment(change))
+    content |= {"name": name, "classes": classes, "image": image, "seed": seed}
+    content["architectures"] = tuple(architectures) or (network,)
+    return Study.validate_options(content, "options of the study")
 
 
 def simulate(
@@ -40,6 +112,7 @@ def simulate(
     options: Strict,
     out: str | os.PathLike[str],
     beta: float = 0.6,
+    flops: float | None = None,
     resume: bool = False,
     fabric: Fabric | None = None,
     progress: Progress = silent,
@@ -56,6 +129,7 @@ def simulate(
         options: of the method.
         out: RUN folder; see :func:`oneround.coordination.distill`.
         beta: of the Dirichlet partition.
+        flops: see :func:`oneround.coordination.distill`.
         resume: go on with an interrupted run.
         fabric: device and precision.
         progress: called with stage, steps done, steps in all and a note.
@@ -81,10 +155,11 @@ def simulate(
         "class_counts": {site: train.class_counts().tolist() for site, (train, _) in parts.items()},
         "method": method.name,
         "options": options.model_dump(mode="json"),
-    }
+    } | limit(flops)
     with Run(
-        out, configuration, seed=study.seed, resume=resume, fabric=fabric, progress=progress
-    ) as run:
+        out, configuration, seed=study.seed, resume=resume, fabric=fabric, progress=progress,
+        flops=flops or math.inf, sites=parts,
+    ) as run:  # fmt: skip
         submissions = train_sites(run, study, parts)
         made = make_global_model(run, study, submissions, method, options)
         rule: Rule = getattr(options, "rule", "auto")

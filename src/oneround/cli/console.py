@@ -47,6 +47,10 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto, cpu, cuda or mps.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
+Flops = Annotated[
+    float | None,
+    typer.Option(min=1, help="The method ends when so many are spent, such as 5e12.", show_default=False),
+]
 Architectures = Annotated[
     list[str] | None,
     typer.Option(

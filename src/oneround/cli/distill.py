@@ -11,6 +11,7 @@ from oneround import coordination, methods
 from oneround.cli.console import (
     AsJson,
     Device,
+    Flops,
     ProgressBars,
     Set,
     StudyFile,
@@ -33,6 +34,7 @@ def distill(
     preset: Annotated[str, typer.Option(help="quick or paper.")] = "quick",
     changes: Set = None,
     seed: Annotated[int, typer.Option(min=0, help="Of synthesis and distillation.")] = 0,
+    flops: Flops = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
@@ -59,6 +61,7 @@ def distill(
             method=chosen,
             options=options,
             seed=seed,
+            flops=flops,
             resume=resume,
             fabric=fabric_for(device, threads),
             progress=progress,

@@ -14,6 +14,7 @@ from oneround.cli.console import (
     DataPath,
     Device,
     Download,
+    Flops,
     MaxSkipped,
     ProgressBars,
     Set,
@@ -28,12 +29,11 @@ from oneround.cli.console import (
     say,
     warn_skipped,
 )
-from oneround.data import Splits, describe, read_splits
-from oneround.errors import OneRoundError
+from oneround.data import Splits
 from oneround.report import write_report
 from oneround.results import Results
-from oneround.simulation import Partition
-from oneround.study import ImageSpec, Strict, Study, merged, parse_assignment, preset
+from oneround.simulation import Partition, prepare
+from oneround.study import Strict, Study
 
 
 def simulate(
@@ -51,6 +51,7 @@ def simulate(
     method: Annotated[str, typer.Option(help=f"One of {', '.join(methods.names())}.")] = "kang2025",
     preset_name: Annotated[str, typer.Option("--preset", help="quick or paper.")] = "quick",
     changes: Set = None,
+    flops: Flops = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
@@ -68,42 +69,23 @@ def simulate(
     Example: `oneround simulate --data bloodmnist.npz --sites 5 --partition dirichlet --seed 1
     --out run`
     """
-    found = describe(data, download=download)
-    if len(found.classes) < 2:
-        raise OneRoundError(
-            f"there is only one class, {', '.join(found.classes)}.",
-            file=data,
-            remedy="Add images of another class.",
-        )
-    side = {"height": size, "width": size} if size else {}
-    image = ImageSpec.validate_options(found.image.model_dump() | side, "image options")
-    splits = read_splits(
-        data, image=image, classes=found.classes, max_skipped=max_skipped, download=download
+    of_training = [c for c in changes or [] if c.startswith("training.")]
+    splits, study = prepare(
+        data,
+        size=size,
+        architectures=architectures_from(architecture or []),
+        preset_name=preset_name,
+        training=[*of_training, *([f"training.epochs={local_epochs}"] if local_epochs else [])],
+        seed=seed,
+        max_skipped=max_skipped,
+        download=download,
     )
     warn_skipped(splits.skipped)
-    network, training = preset(preset_name, image)
-    content: dict[str, Any] = {"training": training.model_dump()}
-    if local_epochs:
-        content["training"]["epochs"] = local_epochs
-    of_training = [c for c in changes or [] if c.startswith("training.")]
-    for change in of_training:
-        content = merged(content, parse_assignment(change))
-    study = Study.validate_options(
-        content
-        | {
-            "name": Path(data).stem,
-            "classes": found.classes,
-            "image": image,
-            "architectures": architectures_from(architecture or []) or (network,),
-            "seed": seed,
-        },
-        "options of the study",
-    )
     chosen = methods.get(method)
     options = chosen.resolve(preset_name, [c for c in changes or [] if c not in of_training])
     run_and_show(
         splits, study, chosen, options, run, as_json,
-        sites=sites, partition=partition, beta=beta, resume=resume,
+        sites=sites, partition=partition, beta=beta, flops=flops, resume=resume,
         fabric=fabric_for(device, threads),
     )  # fmt: skip
 
