@@ -125,7 +125,7 @@ class Run:
             share: of the FLOPs that are left, what it may spend.
         """
         key = f"{name}/{part}" if part else name
-        before = sum((s.cost for s in self.stages.values() if s.name != TRAINING), Cost())
+        before = self.spent()
         self.stages[key] = Stage(
             name,
             self.seed,
@@ -138,6 +138,10 @@ class Run:
         )
         log.info("stage %s", key)
         return self.stages[key]
+
+    def spent(self) -> Cost:
+        """What the method has cost; training at the sites is no part of it."""
+        return sum((s.cost for s in self.stages.values() if s.name != TRAINING), Cost())
 
     def images_of_sites(self, purpose: str) -> Mapping[str, tuple[ImageSet, ImageSet | None]]:
         """The images of all sites, which only a simulation has.

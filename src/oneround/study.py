@@ -90,6 +90,19 @@ class ArchitectureSpec(Strict):
     name: str = "resnet18"
     arguments: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
 
+    @classmethod
+    def parse(cls, text: str) -> ArchitectureSpec:
+        """``resnet18:width=16,stem=small`` as architecture.
+
+        Raises:
+            OneRoundError: it is not of this form.
+        """
+        name, _, rest = text.partition(":")
+        arguments: dict[str, Any] = {}
+        for pair in filter(None, rest.split(",")):
+            arguments |= parse_assignment(pair)
+        return cls.validate_options({"name": name, "arguments": arguments}, text)
+
     def __str__(self) -> str:
         arguments = ", ".join(f"{k}={v}" for k, v in sorted(self.arguments.items()))
         return f"{self.name}({arguments})"

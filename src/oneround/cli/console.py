@@ -23,7 +23,6 @@ from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
 from oneround.report import units
 from oneround.results import Models
-from oneround.study import ArchitectureSpec, parse_assignment
 
 out = Console()
 err = Console(stderr=True)
@@ -49,7 +48,9 @@ Device = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
 Flops = Annotated[
     float | None,
-    typer.Option(min=1, help="The method ends when so many are spent, such as 5e12.", show_default=False),
+    typer.Option(
+        min=1, help="The method ends when so many are spent, such as 5e12.", show_default=False
+    ),
 ]
 Architectures = Annotated[
     list[str] | None,
@@ -79,20 +80,6 @@ def fabric_for(device: str, threads: int | None) -> Fabric:
             f"device {device!r} cannot be used: {error}.",
             remedy="Use --device cpu; `oneround doctor` shows what this machine has.",
         ) from error
-
-
-def architectures_from(texts: Sequence[str]) -> tuple[ArchitectureSpec, ...]:
-    """``resnet18:width=16,stem=small`` as architectures."""
-    found = []
-    for text in texts:
-        name, _, rest = text.partition(":")
-        arguments: dict[str, Any] = {}
-        for pair in filter(None, rest.split(",")):
-            arguments |= parse_assignment(pair)
-        found.append(
-            ArchitectureSpec.validate_options({"name": name, "arguments": arguments}, text)
-        )
-    return tuple(found)
 
 
 def say(text: str, style: str | None = None, console: Console = out) -> None:

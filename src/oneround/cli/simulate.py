@@ -19,7 +19,6 @@ from oneround.cli.console import (
     ProgressBars,
     Set,
     Threads,
-    architectures_from,
     counts_table,
     err,
     fabric_for,
@@ -33,7 +32,7 @@ from oneround.data import Splits
 from oneround.report import write_report
 from oneround.results import Results
 from oneround.simulation import Partition, prepare
-from oneround.study import Strict, Study
+from oneround.study import ArchitectureSpec, Strict, Study
 
 
 def simulate(
@@ -73,7 +72,7 @@ def simulate(
     splits, study = prepare(
         data,
         size=size,
-        architectures=architectures_from(architecture or []),
+        architectures=[ArchitectureSpec.parse(text) for text in architecture or []],
         preset_name=preset_name,
         training=[*of_training, *([f"training.epochs={local_epochs}"] if local_epochs else [])],
         seed=seed,

@@ -16,13 +16,12 @@ from oneround.cli.console import (
     Download,
     Set,
     StudyFile,
-    architectures_from,
     print_json,
     say,
 )
 from oneround.data import describe
 from oneround.errors import OneRoundError
-from oneround.study import ImageSpec, Study, merged, parse_assignment, preset
+from oneround.study import ArchitectureSpec, ImageSpec, Study, merged, parse_assignment, preset
 
 app = typer.Typer(no_args_is_help=True, help="Write or check a study: what all sites agree on.")
 
@@ -83,15 +82,14 @@ def init(
         base.model_dump() | side | ({"channels": channels} if channels else {}), "image options"
     )
     network, training = preset(preset_name, image)
+    chosen = [ArchitectureSpec.parse(text) for text in architecture or []]
     names = [part.strip() for part in next(csv.reader([classes or ""], skipinitialspace=True), [])]
     content: dict[str, Any] = {
         "name": name or path.stem,
         "classes": names or (found.classes if found else ()),
         "sites": site or (),
         "image": image.model_dump(),
-        "architectures": [
-            a.model_dump() for a in (architectures_from(architecture or []) or (network,))
-        ],
+        "architectures": [a.model_dump() for a in chosen or (network,)],
         "training": training.model_dump(),
         "share_class_counts": share_class_counts,
         "seed": seed,

@@ -18,7 +18,6 @@ from oneround.cli.console import (
     ProgressBars,
     StudyFile,
     Threads,
-    architectures_from,
     fabric_for,
     print_json,
     say,
@@ -28,7 +27,7 @@ from oneround.contact_sheet import write_contact_sheet
 from oneround.data import read_splits
 from oneround.errors import OneRoundError
 from oneround.stage import Stage, derived_seed
-from oneround.study import Study
+from oneround.study import ArchitectureSpec, Study
 from oneround.submission import check_submission
 from oneround.training import train_client
 
@@ -74,7 +73,7 @@ def train(
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet = file.with_suffix(".contact-sheet.png")
     write_contact_sheet(sheet, study, splits.train)
-    chosen = architectures_from(architecture or [])
+    chosen = [ArchitectureSpec.parse(text) for text in architecture or []]
     work = file.with_suffix(".training")
     stage = Stage("training", derived_seed(study.seed, site), work, fabric_for(device, threads))
     with ProgressBars() as progress:

@@ -1,0 +1,301 @@
+"""Run the cells of a benchmark that its table lacks; what is finished is never done again.
+
+One process works in this one. More processes, on this machine or on many, are Dask's business:
+it knows that a cell waits for its client models, survives a worker that dies, and the same
+cluster object starts workers on Slurm, PBS or Kubernetes (dask-jobqueue, dask-kubernetes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from oneround import methods, models
+from oneround.bench import table
+from oneround.bench.grid import Bench, Cell, Setting, cells
+from oneround.coordination import ensemble_of, limit, make_global_model
+from oneround.cost import Cost
+from oneround.data import ImageSet
+from oneround.errors import OneRoundError
+from oneround.evaluation import Metrics, evaluate
+from oneround.methods import GlobalModel
+from oneround.run import Run
+from oneround.simulation import train_sites
+from oneround.stage import Observer, Progress, silent
+from oneround.submission import Submission, read_submissions
+
+Finished = tuple[table.Cell, list[table.CurvePoint]]
+
+
+@dataclass
+class Outcome:
+    """What a benchmark came to.
+
+    Attributes:
+        wanted: number of cells of the grid.
+        finished: those that are in the table now.
+        failed: the others that were tried, with the reason.
+    """
+
+    wanted: int = 0
+    finished: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run_bench(
+    bench: Bench,
+    *,
+    data: Path,
+    out: Path,
+    command: str,
+    only: Sequence[str] = (),
+    workers: int = 1,
+    scheduler: str | None = None,
+    progress: Progress = silent,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Run every cell that ``out/cells.csv`` lacks, and write the rows as cells are finished.
+
+    Args:
+        bench: the grid.
+        data: folder of the data sets.
+        out: gets ``cells.csv``, ``curves.csv``, ``clients/`` (client models, shared by all
+            methods) and ``runs/`` (one RUN folder for each cell).
+        command: what repeats this benchmark; ``--only CELL`` is added for one cell.
+        only: hashes of cells; empty: all.
+        workers: processes on this machine.
+        scheduler: address of a running Dask scheduler, instead of ``workers``. Its workers must
+            see ``data`` and ``out`` under the same paths.
+        progress: of the work in this process.
+        tell: is told about every cell.
+
+    Raises:
+        OneRoundError: another process works in ``out``, a data set cannot be read, or two
+            entries are the same.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        grid = _unique(cells(bench, data))
+        wanted = {key: cell for key, cell in grid.items() if not only or key in only}
+        if only and len(wanted) < len(only):
+            raise OneRoundError(
+                f"there is no cell {sorted(set(only) - set(wanted))[0]} in this benchmark.",
+                remedy="Cells are listed in cells.csv; did the file or the data change?",
+            )
+        known = {row.cell for row in table.read_cells(out)}
+        outcome = Outcome(len(wanted), len(known & wanted.keys()))
+        missing = {key: cell for key, cell in wanted.items() if key not in known}
+        tell(f"{outcome.finished} of {outcome.wanted} cells are finished already")
+        work = _here(missing, out, command, progress)
+        if missing and (scheduler or workers > 1):
+            work = _with_dask(missing, out, command, workers, scheduler)
+        for key, result in work:
+            if isinstance(result, str):
+                outcome.failed[str(grid[key])] = result
+                tell(f"failed: {grid[key]}: {result}")
+                continue
+            table.append_cell(out, *result)
+            outcome.finished += 1
+            row = result[0]
+            tell(
+                f"{outcome.finished}/{outcome.wanted} {grid[key]}: balanced accuracy "
+                f"{row.balanced_accuracy:.3f}, {row.flops:.3g} FLOPs, {row.seconds:.0f} s"
+            )
+    return outcome
+
+
+def train_clients(setting: Setting, out: Path, progress: Progress = silent) -> Path:
+    """The folder of the submissions of a setting; trained at the first call."""
+    splits, study = setting.load()
+    folder = out / "clients" / setting.hash
+    done = folder / "done"
+    if not done.exists():
+        torch.set_num_threads(setting.bench.threads)
+        configuration = {"study": study.model_dump(mode="json"), "partition": setting.partition}
+        resume = (folder / "configuration.json").exists()
+        with Run(folder, configuration, seed=study.seed, resume=resume, progress=progress) as run:
+            train_sites(run, study, setting.divide(splits, study))
+        done.touch()
+    return folder / "submissions"
+
+
+def run_cell(
+    cell: Cell, submissions: Path, out: Path, command: str, progress: Progress = silent
+) -> Finished:
+    """Make and measure one global model; an interrupted cell goes on where it was."""
+    setting, method = cell.setting, methods.get(cell.entry.method)
+    torch.set_num_threads(setting.bench.threads)
+    splits, study = setting.load()
+    assert splits.test is not None
+    test, options, key = splits.test, cell.options(), cell.hash
+    handed_in = read_submissions(sorted(submissions.glob("*.oneround")), study)
+    configuration = {
+        "study": study.model_dump(mode="json"),
+        "method": method.name,
+        "options": options.model_dump(mode="json"),
+        "submissions": {s.manifest.site: s.sha256 for s in handed_in},
+    } | limit(cell.entry.flops)
+
+    def look(model: torch.nn.Module) -> dict[str, float]:
+        metrics = evaluate(model, test, study.image, resamples=0)
+        return {
+            "accuracy": metrics.accuracy,
+            "balanced_accuracy": metrics.balanced_accuracy,
+        }
+
+    folder = out / "runs" / key
+    with Run(
+        folder,
+        configuration,
+        seed=study.seed,
+        resume=(folder / "configuration.json").exists(),
+        progress=progress,
+        flops=cell.entry.flops or float("inf"),
+        observer=Observer(look),
+        sites=setting.divide(splits, study),
+    ) as run:
+        made = make_global_model(run, study, handed_in, method, options)
+        metrics = evaluate(made.model, test, study.image, resamples=0)
+        row = _row(cell, made, metrics, run.spent(), _bytes(made, handed_in))
+        row = row.model_copy(update={"cell": key, "command": f"{command} --only {key}"})
+        curve = [table.CurvePoint.model_validate(point) for point in run.observed()]
+    end = {"accuracy": row.accuracy, "balanced_accuracy": row.balanced_accuracy}
+    last = table.CurvePoint.model_validate(end | {"flops": row.flops, "seconds": row.seconds})
+    return row, [*curve, last]
+
+
+def _row(cell: Cell, made: GlobalModel, metrics: Metrics, cost: Cost, sent: int) -> table.Cell:
+    setting = cell.setting
+    recalls = [recall for recall in metrics.recall.values() if recall is not None]
+    return table.Cell(
+        data=setting.source.name,
+        partition=setting.partition,
+        sites=setting.bench.sites,
+        seed=setting.seed,
+        architecture=", ".join(sorted({str(a) for a in made.architectures})),
+        comparison=cell.entry.comparison,
+        entry=cell.entry.label,
+        method=cell.entry.method,
+        accuracy=_rounded(metrics.accuracy),
+        balanced_accuracy=_rounded(metrics.balanced_accuracy),
+        auroc=None if metrics.auroc is None else _rounded(metrics.auroc),
+        ece=_rounded(metrics.ece),
+        worst_class=_rounded(min(recalls)),
+        flops=cost.flops,
+        seconds=round(cost.seconds, 1),
+        peak_memory_bytes=cost.peak_memory_bytes,
+        bytes_sent=sent,
+        clients=setting.hash,
+        cell="-",
+        command="",
+    )
+
+
+def _rounded(value: float) -> float:
+    return round(value, 5)
+
+
+def _bytes(made: GlobalModel, submissions: Sequence[Submission]) -> int:
+    """Sent in all: every submission to the coordinator, the global model back to every site."""
+    if made.bytes_sent is not None:
+        return made.bytes_sent
+    return sum(s.size for s in submissions) + len(submissions) * models.size_in_bytes(made.model)
+
+
+def _unique(grid: Iterator[Cell]) -> dict[str, Cell]:
+    found: dict[str, Cell] = {}
+    for cell in grid:
+        other = found.setdefault(cell.hash, cell)
+        if other is not cell:
+            raise OneRoundError(
+                f"{other} and {cell} are the same.",
+                remedy="Remove one of the two entries from the benchmark.",
+            )
+    return found
+
+
+def _here(
+    missing: dict[str, Cell], out: Path, command: str, progress: Progress
+) -> Iterator[tuple[str, Finished | str]]:
+    """One cell after the other, in this process."""
+    threads = torch.get_num_threads()
+    try:
+        for key, cell in missing.items():
+            try:
+                submissions = train_clients(cell.setting, out, progress)
+                yield key, run_cell(cell, submissions, out, command, progress)
+            except Exception as error:  # whatever it is, the other cells go on
+                yield key, _reason(error)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _with_dask(
+    missing: dict[str, Cell], out: Path, command: str, workers: int, scheduler: str | None
+) -> Iterator[tuple[str, Finished | str]]:
+    """Many cells at a time; each waits for its client models."""
+    from distributed import as_completed
+
+    with _client(workers, scheduler) as client:
+        trained: dict[str, Any] = {}
+        futures = {}
+        for key, cell in missing.items():
+            name = cell.setting.hash
+            if name not in trained:
+                trained[name] = client.submit(train_clients, cell.setting, out, key=f"train-{name}")
+            future = client.submit(run_cell, cell, trained[name], out, command, key=f"cell-{key}")
+            futures[future] = key
+        for future in as_completed(list(futures)):
+            error = future.exception()
+            yield futures[future], future.result() if error is None else _reason(error)
+            future.release()
+
+
+@contextmanager
+def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
+    """A Dask client, of a cluster on this machine or of a running one."""
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise OneRoundError(
+            "several processes need Dask, which is not installed.",
+            remedy="pip install 'oneround[bench]', or use --workers 1.",
+        ) from error
+    if scheduler:
+        with Client(scheduler) as client:
+            yield client
+        return
+    settings = {"distributed.scheduler.allowed-failures": 0}  # a cell that kills its worker fails
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, OneRoundError) else f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes out of the folder."""
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise OneRoundError(
+            "another benchmark is running in this folder.",
+            file=out,
+            remedy="Wait until it is done, or choose another --out.",
+        ) from error
