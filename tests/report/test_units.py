@@ -1,6 +1,6 @@
 import pytest
 
-from oneround.report.units import decimal, duration, interval, percent, si
+from oneround.report.units import decimal, duration, interval, percent, plus_minus, points, si
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,12 @@ from oneround.report.units import decimal, duration, interval, percent, si
         (decimal(0.98749), "0.987"),
         (interval((0.894, 0.925), percent), "89.4–92.5 %"),
         (interval((0.9, 0.95), decimal), "0.900–0.950"),
+        (plus_minus(0.894, 0.006, percent), "89.4 ± 0.6 %"),
+        (plus_minus(0.9, 0.01, decimal), "0.900 ± 0.010"),
+        (plus_minus(0.894, None, percent), "89.4 %"),
+        (points(0.0123), "+1.2"),
+        (points(-0.004), "−0.4"),
+        (points(-0.0001), "+0.0"),
         (si(0, "B"), "0 B"),
         (si(999, "B"), "999 B"),
         (si(999_600, "B"), "1 MB"),

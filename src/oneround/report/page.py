@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, FileSystemLoader
-
 from oneround.errors import OneRoundError
 from oneround.files import write_atomic
-from oneround.report import units
 from oneround.report.charts import Chart, line_chart, phase_charts
+from oneround.report.html import environment
 from oneround.report.pictures import read_gallery
 from oneround.report.summary import rows, verdict
 
@@ -40,7 +38,7 @@ def write_report(run: Path) -> Path:
     curves = _read_json(run / "curves.json")
     models = rows(results)
     page = (
-        _environment()
+        environment(Path(__file__).parent)
         .get_template("page.html.j2")
         .render(
             results=results,
@@ -57,20 +55,6 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
     write_atomic(path, page.encode())
     return path
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    formats = {"percent": units.percent, "decimal": units.decimal}
-    environment.globals |= {**formats, "interval": units.interval}
-    environment.filters |= {**formats, "si": units.si, "duration": units.duration}
-    return environment
 
 
 def _read_json(path: Path) -> dict[str, Any]:

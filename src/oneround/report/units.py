@@ -23,6 +23,18 @@ def interval(bounds: Sequence[float], number: Callable[[float], str]) -> str:
     return f"{low.removesuffix(f'{SPACE}%')}–{high}"
 
 
+def plus_minus(mean: float, deviation: float | None, number: Callable[[float], str]) -> str:
+    """Mean and standard deviation, the unit once: ``89.4 ± 0.6 %``; or the mean alone."""
+    if deviation is None:
+        return number(mean)
+    return f"{number(mean).removesuffix(f'{SPACE}%')}{SPACE}±{SPACE}{number(deviation)}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in points of percent, always with a sign: ``+1.2``, ``−0.4``."""
+    return f"{100 * difference:+.1f}".replace("-", "−").replace("−0.0", "+0.0")
+
+
 def si(value: float | None, unit: str) -> str:
     """Three digits and an SI prefix: ``1.23 GB``, ``45.6 TFLOP``."""
     if value is None:

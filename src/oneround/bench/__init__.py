@@ -1,0 +1,1 @@
+"""Many methods on many settings: a table of cells, its statistics, and a page."""
