@@ -19,9 +19,8 @@ from filelock import FileLock, Timeout
 from oneround import methods, models
 from oneround.bench import table
 from oneround.bench.grid import Bench, Cell, Setting, cells
-from oneround.coordination import ensemble_of, limit, make_global_model
+from oneround.coordination import limit, make_global_model
 from oneround.cost import Cost
-from oneround.data import ImageSet
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate
 from oneround.methods import GlobalModel

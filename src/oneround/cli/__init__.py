@@ -8,6 +8,7 @@ import sys
 import typer
 
 from oneround.cli import (
+    bench,
     demo,
     distill,
     doctor,
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(study.app, name="study")
-for command in (train, inspect, distill, evaluate, predict, simulate, report, demo, doctor):
+for command in (train, inspect, distill, evaluate, predict, simulate, bench, report, demo, doctor):
     name = command.__name__.rpartition(".")[2]
     app.command(name)(getattr(command, name))
 

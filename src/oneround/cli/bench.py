@@ -1,0 +1,68 @@
+"""``oneround bench``: a grid of methods, data sets, partitions and seeds."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oneround.bench.execute import run_bench
+from oneround.bench.grid import Bench
+write_page = lambda *a: "none yet"
+from oneround.cli.console import ProgressBars, err, say
+
+
+def bench(
+    file: Annotated[Path, typer.Argument(help="The benchmark, a TOML file.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder of the results.", show_default=False)
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data sets; that of the file by default."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Address of a Dask scheduler, for workers on many machines."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this cell alone; repeat for several.")
+    ] = None,
+    page_only: Annotated[
+        bool, typer.Option("--page", help="Run nothing; write the page from the table.")
+    ] = False,
+) -> None:
+    """Compare methods with the same client models and the same meter.
+
+    Cells that are in `cells.csv` of the folder are not run again, so the same command goes on
+    with an interrupted benchmark, also on another machine with a copy of the table. Gets
+    `cells.csv`, `curves.csv`, `report.md` and `report.html`.
+
+    Example: `oneround bench benchmarks/cpu.toml --data data --out benchmarks/cpu --workers 2`
+    """
+    content = Bench.read(file)
+    if not page_only:
+        command = ["oneround", "bench", str(file), *(["--data", str(data)] if data else [])]
+        command += ["--out", str(folder)]
+        with ProgressBars() as progress:
+            outcome = run_bench(
+                content,
+                data=data or file.parent,
+                out=folder,
+                command=shlex.join(command),
+                only=only or (),
+                workers=workers,
+                scheduler=scheduler,
+                progress=progress,
+                tell=lambda line: say(line, console=err),
+            )
+    page = write_page(folder, content.title)
+    say(f"page: {page}")
+    if not page_only and outcome.failed:
+        say(f"{len(outcome.failed)} cell(s) failed; the same command tries them again:", "red", err)
+        for cell, reason in outcome.failed.items():
+            say(f"  {cell}: {reason}", console=err)
+        raise typer.Exit(1)
