@@ -27,6 +27,7 @@ from oneround.methods import GlobalModel
 from oneround.run import Run
 from oneround.simulation import train_sites
 from oneround.stage import Observer, Progress, silent
+from oneround.study import Study
 from oneround.submission import Submission, read_submissions
 
 Finished = tuple[table.Cell, list[table.CurvePoint]]
@@ -161,7 +162,7 @@ def run_cell(
     ) as run:
         made = make_global_model(run, study, handed_in, method, options)
         metrics = evaluate(made.model, test, study.image, resamples=0)
-        row = _row(cell, made, metrics, run.spent(), _bytes(made, handed_in))
+        row = _row(cell, study, metrics, run.spent(), _bytes(made, handed_in))
         row = row.model_copy(update={"cell": key, "command": f"{command} --only {key}"})
         curve = [table.CurvePoint.model_validate(point) for point in run.observed()]
     end = {"accuracy": row.accuracy, "balanced_accuracy": row.balanced_accuracy}
@@ -169,7 +170,7 @@ def run_cell(
     return row, [*curve, last]
 
 
-def _row(cell: Cell, made: GlobalModel, metrics: Metrics, cost: Cost, sent: int) -> table.Cell:
+def _row(cell: Cell, study: Study, metrics: Metrics, cost: Cost, sent: int) -> table.Cell:
     setting = cell.setting
     recalls = [recall for recall in metrics.recall.values() if recall is not None]
     return table.Cell(
@@ -177,7 +178,7 @@ def _row(cell: Cell, made: GlobalModel, metrics: Metrics, cost: Cost, sent: int)
         partition=setting.partition,
         sites=setting.bench.sites,
         seed=setting.seed,
-        architecture=", ".join(sorted({str(a) for a in made.architectures})),
+        architecture=", ".join(map(str, study.architectures)),
         comparison=cell.entry.comparison,
         entry=cell.entry.label,
         method=cell.entry.method,
