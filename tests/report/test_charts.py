@@ -1,7 +1,10 @@
+import itertools
 import math
 import re
 
-from oneround.report.charts import line_chart, phase_charts
+import pytest
+
+from oneround.report.charts import line_chart, log_axis, phase_charts
 
 
 def coordinates(path: str) -> list[tuple[float, float]]:
@@ -61,3 +64,18 @@ def test_sites_keep_their_place_when_one_has_no_values():
 def test_nothing_logged():
     assert phase_charts([]) == []
     assert phase_charts({"a": []}) == []
+
+
+def test_logarithmic_axis_has_equal_ratios_at_equal_distances():
+    at, ticks = log_axis([3.0, 4e6], 0, 600, text="{:g}".format)
+    assert [text for _, text in ticks] == ["10", "100", "1000", "10000", "100000", "1e+06"]
+    steps = {round(b - a, 0) for (a, _), (b, _) in itertools.pairwise(ticks)}
+    assert len(steps) == 1
+    assert 0 < at(3.0) < at(4e6) < 600
+    assert at(0) == 0
+
+
+@pytest.mark.parametrize("values", [[7.0], [3.1, 3.2], [1e12, 1.4e13]])
+def test_logarithmic_axis_always_has_ticks(values):
+    _, ticks = log_axis(values, 0, 300, text="{:g}".format)
+    assert 1 <= len(ticks) <= 7

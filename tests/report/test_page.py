@@ -1,10 +1,10 @@
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from html_page import Page
 from oneround.errors import OneRoundError
 from oneround.report import write_report
 from oneround.report.units import decimal, percent
@@ -14,47 +14,6 @@ from .made_up_run import CLASSES, FAMILIES, SITES, make_distill_run, make_run
 SECTIONS = {
     "models", "classes", "sites", "bank", "noise", "mixed", "curves", "cost", "origin",
 }  # fmt: skip
-
-
-class Page(HTMLParser):
-    """Tags, references, section ids, rows of table cells and the text of a page."""
-
-    VOID = ("meta", "img", "path")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.references: list[str] = []
-        self.sections: set[str] = set()
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.references += [v for k, v in attributes if k in ("src", "href", "srcset", "data")]
-        self.sections |= {v for k, v in attributes if k == "id"}
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        if tag != "path" or self.open[-1] == "path":
-            assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.add(tag)
-
-    def handle_data(self, data):
-        if "style" in self.open:
-            return
-        self.text += data
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data + ("|" if self.open[-1] == "span" else "")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +66,15 @@ def test_numbers_equal_results(made):
             assert number(metrics["intervals"][key][1]) in cell
     assert rows["Global model"][5] == "3.66\u202fMB"
     assert rows["site-1"][5] == "732\u202fkB"
+
+
+def test_lines_have_the_color_of_their_legend(made):
+    _, html = made
+    colors = dict(re.findall(r'<li title="(.*?)"><i style="--c: var\((.*?)\)"', html))
+    lines = re.findall(r'<path class="line" style="--c: var\((.*?)\);.*?<title>(.*?)</title>', html)
+    named = [(name, color) for color, name in lines if name in colors]
+    assert named
+    assert all(colors[name] == color for name, color in named)
 
 
 def test_confusion_and_class_counts_equal_results(made):

@@ -75,7 +75,7 @@ def comparisons(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     groups: dict[str, list[Cell]] = {}
     for cell in last.values():
         groups.setdefault(cell.comparison, []).append(cell)
-    return groups
+    return dict(sorted(groups.items()))
 
 
 def setting_of(cell: Cell) -> Setting:
@@ -89,8 +89,8 @@ def settings(cells: Iterable[Cell]) -> list[Setting]:
 
 
 def entries(cells: Iterable[Cell]) -> list[str]:
-    """All entries, in the order in which they first appear."""
-    return list(dict.fromkeys(cell.entry for cell in cells))
+    """All entries, sorted: so that it does not matter which cell was finished first."""
+    return sorted({cell.entry for cell in cells})
 
 
 def spread(values: Sequence[float]) -> Spread:

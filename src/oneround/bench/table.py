@@ -87,7 +87,7 @@ def read_cells(folder: Path) -> list[Cell]:
         OneRoundError: the table is damaged, or names a cell twice.
     """
     path = folder / CELLS
-    cells = _read(path, Cell, _CELL_COLUMNS)
+    cells = list(_read(path, Cell, _CELL_COLUMNS))
     seen: set[str] = set()
     for cell in cells:
         if cell.cell in seen:
@@ -122,39 +122,39 @@ def append_cell(folder: Path, row: Cell, curve: Sequence[CurvePoint]) -> None:
     Raises:
         OneRoundError: a table is damaged, or the folder is missing, not writable or full.
     """
-    curves = {**read_curves(folder), row.cell: list(curve)}
-    cells = [cell for cell in read_cells(folder) if cell.cell != row.cell]
-    points = (
-        {"cell": name, **point.model_dump()} for name, points in curves.items() for point in points
-    )
-    _write(folder / CURVES, _CURVE_COLUMNS, points)
-    _write(folder / CELLS, _CELL_COLUMNS, (cell.model_dump() for cell in [*cells, row]))
+    points = [[row.cell, *point.model_dump().values()] for point in curve]
+    others = [line for _, line in _lines(folder / CURVES, _CURVE_COLUMNS) if line[0] != row.cell]
+    cells = [*(cell for cell in read_cells(folder) if cell.cell != row.cell), row]
+    _write(folder / CURVES, _CURVE_COLUMNS, [*others, *points])
+    _write(folder / CELLS, _CELL_COLUMNS, (cell.model_dump().values() for cell in cells))
 
 
-def _read(path: Path, kind: type[Row], columns: Sequence[str]) -> list[Row]:
+def _read(path: Path, kind: type[Row], columns: Sequence[str]) -> Iterator[Row]:
+    for number, line in _lines(path, columns):
+        try:
+            yield validated(kind, dict(zip(columns, line, strict=True)), path)
+        except OneRoundError as error:
+            raise _damaged(path, f"line {number}: {error.reason}") from error
+
+
+def _lines(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """Numbers and fields of all lines but the first; none without a file."""
     try:
         text = path.read_bytes().decode("utf-8")
-        return list(_rows(path, text, kind, columns))
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = next(reader, [])
+        lines = [(reader.line_num, line) for line in reader]
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _damaged(path, f"cannot be read as a table: {error}.") from error
-
-
-def _rows(path: Path, text: str, kind: type[Row], columns: Sequence[str]) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = next(reader, [])
     if header != list(columns):
         raise _damaged(path, f"its first line must be {','.join(columns)}.")
-    for values in reader:
-        if len(values) != len(columns):
-            what = f"line {reader.line_num} has {len(values)} values instead of {len(columns)}."
+    for number, line in lines:
+        if len(line) != len(columns):
+            what = f"line {number} has {len(line)} values instead of {len(columns)}."
             raise _damaged(path, what)
-        row = dict(zip(columns, values, strict=True))
-        try:
-            yield validated(kind, row, path)
-        except OneRoundError as error:
-            raise _damaged(path, f"line {reader.line_num}: {error.reason}") from error
+    return lines
 
 
 def _damaged(path: Path, reason: str) -> OneRoundError:
@@ -164,9 +164,8 @@ def _damaged(path: Path, reason: str) -> OneRoundError:
     return OneRoundError(reason, file=path, remedy=remedy)
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]]) -> None:
+def _write(path: Path, columns: Sequence[str], lines: Iterable[Iterable[object]]) -> None:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *lines])
     write_atomic(path, text.getvalue().encode())

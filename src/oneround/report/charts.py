@@ -50,12 +50,12 @@ def line_chart(
     values = [y for points in series.values() for _, y in points]
     log = min(values) > 0 and statistics.median(values) < max(values) / 20
     steps = [x for points in series.values() for x, _ in points]
-    x_at, x_ticks = _axis(steps, left, right, tight=True)
-    y_at, y_ticks = _axis(values, bottom, top, log=log)
+    x_at, x_ticks = axis(steps, left, right, tight=True)
+    y_at, y_ticks = axis(values, bottom, top, log=log)
     return Chart(
         title=title,
         x_label=x_label,
-        lines=[(label, _path(_thin(points), x_at, y_at)) for label, points in series.items()],
+        lines=[(label, line_path(_thin(points), x_at, y_at)) for label, points in series.items()],
         x_ticks=x_ticks,
         y_ticks=y_ticks,
         width=width,
@@ -99,8 +99,14 @@ def _points(
             yield row.get(x_key, index), value
 
 
-def _axis(
-    values: Sequence[float], start: float, end: float, *, log: bool = False, tight: bool = False
+def axis(
+    values: Sequence[float],
+    start: float,
+    end: float,
+    *,
+    log: bool = False,
+    tight: bool = False,
+    text: Callable[[float], str] = "{:.6g}".format,
 ) -> tuple[Callable[[float], float], list[Tick]]:
     """A function from values to positions between ``start`` and ``end``, and the ticks.
 
@@ -120,7 +126,30 @@ def _axis(
         return round(start + (place - first) / (last - first) * (end - start), 1)
 
     shown = [10**mark if log else mark for mark in marks if first <= mark <= last]
-    return at, [(at(value), f"{value:.6g}") for value in shown]
+    return at, [(at(value), text(value)) for value in shown]
+
+
+def log_axis(
+    values: Sequence[float], start: float, end: float, *, text: Callable[[float], str]
+) -> tuple[Callable[[float], float], list[Tick]]:
+    """Logarithmic and a little wider than the positive ``values``; what is not positive is first.
+
+    Ticks are powers of ten, or 1, 2 and 5 times those when the values span less than two.
+    """
+    low, high = math.log10(min(values)), math.log10(max(values))
+    wider = max(0.2, 0.04 * (high - low))
+    first, last = low - wider, high + wider
+
+    def at(value: float) -> float:
+        share = (math.log10(value) - first) / (last - first) if value > 0 else 0
+        return round(start + share * (end - start), 1)
+
+    factors = (1, 2, 5) if last - first < 2 else (1,)
+    powers = range(math.floor(first), math.ceil(last))
+    marks = [factor * 10.0**power for power in powers for factor in factors]
+    shown = [mark for mark in marks if first <= math.log10(mark) <= last]
+    step = math.ceil(len(shown) / 7)
+    return at, [(at(mark), text(mark)) for mark in shown[::step]]
 
 
 def _thin(points: Points) -> Points:
@@ -129,6 +158,8 @@ def _thin(points: Points) -> Points:
     return [*points[:-1:step], points[-1]] if step > 1 else points
 
 
-def _path(points: Points, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> str:
+def line_path(
+    points: Points, x_at: Callable[[float], float], y_at: Callable[[float], float]
+) -> str:
     """An SVG path; the empty last segment makes a single point visible."""
     return "M" + "L".join(f"{x_at(x)} {y_at(y)}" for x, y in points) + "h0" if points else ""
