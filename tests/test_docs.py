@@ -24,6 +24,7 @@ from pydantic_core import PydanticUndefined
 import oneround
 import tiny
 from oneround import coordination, methods, models
+from oneround.bench.grid import Bench, DataSource, Entry
 from oneround.cli import app, main
 from oneround.cost import Cost
 from oneround.evaluation import Metrics
@@ -300,6 +301,28 @@ def test_keys_of_the_study(number: int, model: type[BaseModel]) -> None:
             else f"`{json.dumps(default)}`"
         )
         assert row[1] == expected, f"study.md: {row[0]} should have the default {expected}"
+
+
+@pytest.mark.parametrize(("number", "model"), list(enumerate((Bench, DataSource, Entry))))
+def test_keys_of_a_benchmark(number: int, model: type[BaseModel]) -> None:
+    table = tables(DOCS / "reference" / "benchmark.md")[number]
+    assert keys(table) == list(model.model_fields)
+    for row, field in zip(table, model.model_fields.values(), strict=True):
+        default = field.get_default(call_default_factory=True)
+        expected = (
+            "required"
+            if default is PydanticUndefined
+            else "none"
+            if default is None
+            else f"`{json.dumps(default)}`"
+        )
+        assert row[1] == expected, row[0]
+
+
+def test_benchmark_of_the_reference_is_valid(tmp_path: Path) -> None:
+    (block,) = blocks(DOCS / "reference" / "benchmark.md", "toml")
+    (tmp_path / "bench.toml").write_text(block, encoding="utf-8")
+    assert len(Bench.read(tmp_path / "bench.toml").entries) == 2
 
 
 def test_study_of_the_reference_is_valid(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ COMMANDS = [
 def test_all_commands_are_there() -> None:
     names = {command[0] for command in COMMANDS}
     assert names == {
-        "study", "train", "inspect", "distill", "evaluate", "predict", "simulate", "report",
+        "study", "train", "inspect", "distill", "evaluate", "predict", "simulate", "bench",
+            "report",
         "demo", "doctor",
     }  # fmt: skip
 
@@ -40,6 +41,7 @@ BAD = {
     "evaluate": ["evaluate", "missing.safetensors", "--data", "x"],
     "predict": ["predict", "missing.safetensors", "x.png"],
     "simulate": ["simulate", "--data", "missing.csv", "--out", "run"],
+    "bench": ["bench", "missing.toml", "--out", "x"],
     "report": ["report", "missing-run"],
     "inspect": ["inspect", "x.oneround", "--study", "missing.toml"],
 }

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oneround.bench import table
+from oneround.cli import main
+from oneround.study import to_toml
+from tiny import KANG2025, splits, write_npz
+
+CONTENT = {
+    "title": "Two on one",
+    "partitions": ["iid"],
+    "seeds": [1],
+    "sites": 2,
+    "architectures": ["resnet18:width=2"],
+    "training": ["epochs=1", "batch_size=8"],
+    "data": [{"name": "colors", "path": "colors.npz"}],
+    "entries": [
+        {"method": "ensemble", "comparison": "all"},
+        {"method": "kang2025", "comparison": "all", "set": KANG2025},
+    ],
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    write_npz(tmp_path / "colors.npz", splits())
+    path = tmp_path / "two.toml"
+    path.write_text(to_toml(CONTENT), encoding="utf-8")
+    return path
+
+
+def test_runs_and_writes_the_page(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["bench", str(file), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert f"page: {out / 'report.html'}" in captured.out
+    assert "2/2 all, kang2025: colors, iid, seed 1" in captured.err
+    assert "Two on one" in (out / "report.md").read_text()
+
+    row = table.read_cells(out)[1]
+    (out / "cells.csv").unlink()
+    (out / "report.html").unlink()
+    assert main(row.command.split()[1:]) == 0, "the command of a cell repeats it"
+    (again,) = table.read_cells(out)
+    assert again.balanced_accuracy == row.balanced_accuracy
+    assert main(["bench", str(file), "--out", str(out), "--page"]) == 0
+    assert (out / "report.html").exists()
+
+
+def test_failed_cells_are_told_at_the_end(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = file.read_text().replace("distillation.start=scratch", "distillation.start=nowhere")
+    file.write_text(text)
+    assert main(["bench", str(file), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "1 cell(s) failed" in error
+    assert "all, kang2025: colors, iid, seed 1: nowhere" in error
+    assert len(table.read_cells(tmp_path / "out")) == 1
+
+
+def test_missing_data_is_named(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", str(file), "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")]
+    assert main(arguments) == 1
+    assert "colors.npz" in capsys.readouterr().err
