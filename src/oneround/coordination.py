@@ -87,7 +87,9 @@ def distill(
         flops=flops or math.inf,
     ) as run:  # fmt: skip
         made = make_global_model(run, study, submissions, method, options)
-        collect_results(run, study, submissions, method, options, Models(), []).write(run.path)
+        if run.leads:
+            results = collect_results(run, study, submissions, method, options, Models(), [])
+            results.write(run.path)
     return made
 
 
@@ -113,9 +115,10 @@ def make_global_model(
     """Run the method, and write the global model and the curves into the RUN folder."""
     ensemble = ensemble_of(submissions).to(run.fabric.device)
     made = method.function(ensemble, study, run, options)
-    save_model(run.path, made.model, made.architectures, study, method.name)
-    write_json(run.path / "curves.json", run.curves())
-    log.info("global model written")
+    if run.leads:
+        save_model(run.path, made.model, made.architectures, study, method.name)
+        write_json(run.path / "curves.json", run.curves())
+        log.info("global model written")
     return made
 
 

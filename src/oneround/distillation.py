@@ -135,7 +135,7 @@ class Lessons:
         """Samples x̃, their weights λ of the original teacher, and both teachers' answers."""
         options, fabric = self.samples.options, self.stage.fabric
         drawn = self.samples.draw(options.batch_size, self.stage.generator(number))
-        x, weight = fabric.to_device(drawn)
+        x, weight = (fabric.to_device(self.stage.mine(part)) for part in drawn)
         answers = self.taught.get(number)
         if answers is None:
             answers = _teach(self.ensemble, self.adapted, x, options)
@@ -144,12 +144,13 @@ class Lessons:
         return x, _teacher_weight(weight, options), answers
 
     def state_dict(self) -> dict[str, Any]:
-        """What was taught."""
-        return {"taught": self.taught}
+        """What was taught; of several processes each knows its part alone, and asks again."""
+        return {"taught": self.taught if self.stage.fabric.world_size == 1 else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
-        self.taught = self.stage.fabric.to_device(state["taught"])
+        if self.stage.fabric.world_size == 1:
+            self.taught = self.stage.fabric.to_device(state["taught"])
 
 
 def beta(count: int, a: float, b: float, generator: torch.Generator) -> torch.Tensor:
@@ -216,7 +217,7 @@ def train_student(
         batches = (stage.fabric.to_device(part.float()) for part in parts_of_bank)
         with loop.meter.step("recalibrate"):
             update_statistics(learner.model, batches)
-        stage.cost = loop.meter.cost
+        loop.close()
     return student.cpu().eval()
 
 

@@ -12,7 +12,13 @@ from pydantic import Field
 from torch import nn
 
 from oneround.errors import OneRoundError
-from oneround.models import batch_norms, require_batch_norm, to_fast_layout, update_statistics
+from oneround.models import (
+    batch_norms,
+    require_batch_norm,
+    synchronize_batch_norms,
+    to_fast_layout,
+    update_statistics,
+)
 from oneround.noise import StructureNoise
 from oneround.stage import Stage
 from oneround.study import ArchitectureSpec, Strict
@@ -179,7 +185,9 @@ def with_batch_statistics(ensemble: Ensemble) -> Ensemble:
 
 
 def _take_batch_statistics(model: nn.Module) -> None:
-    for layer in batch_norms(model):
+    layers = list(batch_norms(model))
+    synchronize_batch_norms(model)
+    for layer in layers:
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = None
 

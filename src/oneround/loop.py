@@ -70,12 +70,21 @@ class Loop:
             if self.done % self.keep_every == 0 or self.done == self.steps or self.over:
                 self._keep()
             self.stage.tell(self.done, self.steps, self.note)
-        self.stage.cost = self.meter.cost
+        self.close()
+
+    def close(self) -> None:
+        """Take down what the stage has cost until now: the FLOPs of all processes, which do the
+        same number, and the time and memory of this one."""
+        self.stage.cost = self.meter.cost.model_copy(update={"flops": self._flops})
 
     @property
     def over(self) -> bool:
         """Whether the FLOPs that the stage may spend are spent."""
-        return self.meter.flops >= self.stage.flops
+        return self._flops >= self.stage.flops
+
+    @property
+    def _flops(self) -> int:
+        return self.meter.flops * self.stage.fabric.world_size
 
     @property
     def position(self) -> float:
@@ -83,15 +92,15 @@ class Loop:
         that is spent times ``steps``. Learning rates follow it."""
         if math.isinf(self.stage.flops):
             return self.done + self.within
-        spent = self.meter.flops / self.stage.flops * self.steps
+        spent = self._flops / self.stage.flops * self.steps
         return min(max(self.done + self.within, spent), self.steps)
 
     def observe(self, model: nn.Module) -> None:
         """Let the run's observer look at ``model``, when it is time; not part of the cost."""
         stage = self.stage
-        flops = stage.before.flops + self.meter.flops
+        flops = stage.before.flops + self._flops
         last = stage.observed[-1]["flops"] if stage.observed else 0
-        if stage.observer is None or not stage.observer.due(flops, last):
+        if stage.observer is None or not stage.leads or not stage.observer.due(flops, last):
             return
         with self.meter.paused():
             seconds = (stage.before + self.meter.cost).seconds
@@ -99,7 +108,7 @@ class Loop:
             stage.observed.append({"flops": flops, "seconds": seconds} | seen)
 
     def _keep(self) -> None:
-        if self._path is not None:
+        if self._path is not None and self.stage.leads:
             state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
             state |= {"step": self.done, "cost": self.meter.cost.model_dump()}
             state |= {"curve": self.stage.curve, "observed": self.stage.observed}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from itertools import chain
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from monai.networks.nets import DenseNet, ResNet
@@ -213,6 +213,66 @@ def require_batch_norm(model: nn.Module, site: str) -> None:
             remedy="Use an architecture with BatchNorm, or a method that does without: "
             "`--method ensemble` or `--method fedavg`.",
         )
+
+
+class SynchronizedBatchNorm(_BatchNorm):
+    """BatchNorm whose batch is that of all processes together; of one, torch's own.
+
+    ``torch.nn.SyncBatchNorm`` does the same on GPUs alone; this one runs on any device, so that
+    two processes on a CPU give what one gives.
+    """
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Any number of dimensions will do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The normalized input, (B, C, …); running statistics follow in training mode."""
+        batch_statistics = self.training or self.running_mean is None
+        several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        if not (batch_statistics and several):
+            return super().forward(input)
+        others, world = [0, *range(2, input.ndim)], torch.distributed.get_world_size()
+        sums = torch.stack([input.mean(others), input.square().mean(others)])
+        total = _SumOverProcesses.apply(sums)  # type: ignore[no-untyped-call]
+        mean, square = total / world  # parts are of equal size
+        variance = square - mean.square()
+        if self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None
+            count = input.numel() // input.shape[1] * world
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                share = self.momentum
+                if share is None:  # the mean over all batches
+                    share = 1 / int(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(variance * count / (count - 1), share)
+        scale = (variance + self.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        per_channel = (1, -1, *(1,) * (input.ndim - 2))
+        return torch.addcmul(shift.view(per_channel), input, scale.view(per_channel))
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous().clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient
+
+
+def synchronize_batch_norms(model: nn.Module) -> None:
+    """Make every BatchNorm layer of ``model`` a :class:`SynchronizedBatchNorm`, in place."""
+    for layer in batch_norms(model):
+        layer.__class__ = SynchronizedBatchNorm
 
 
 def size_in_bytes(model: nn.Module) -> int:

@@ -69,6 +69,16 @@ class Run:
         self._handler: logging.Handler | None = None
 
     def __enter__(self) -> Self:
+        if self.leads:
+            self._open()
+        try:
+            self.fabric.barrier()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return self
+
+    def _open(self) -> None:
+        """Take hold of the folder."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -98,7 +108,15 @@ class Run:
         log.addHandler(self._handler)
         log.setLevel(logging.INFO)
         log.info("resumed" if self.resume else "started")
-        return self
+
+    def _lost(self, error: RuntimeError) -> OneRoundError:
+        """What a process says whose partner has ended."""
+        reason = str(error).partition(". ")[0].rpartition("] ")[2]
+        return OneRoundError(
+            f"the connection to another process of this run was lost ({reason}).",
+            file=self.path,
+            remedy="See what that process has said; then run the same command with --resume.",
+        )
 
     def __exit__(
         self,
@@ -114,6 +132,9 @@ class Run:
             log.removeHandler(self._handler)
             self._handler.close()
         self._lock.release()
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if isinstance(error, RuntimeError) and lost and self.fabric.world_size > 1:
+            raise self._lost(error) from error
 
     def stage(self, name: str, part: str = "", *, folder: str = "", share: float = 1) -> Stage:
         """A stage, or one ``part`` of it (such as a site); kept in ``RUN/folder/part``.
@@ -138,6 +159,11 @@ class Run:
         )
         log.info("stage %s", key)
         return self.stages[key]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files; one is, among those of a run."""
+        return self.fabric.global_rank == 0
 
     def spent(self) -> Cost:
         """What the method has cost; training at the sites is no part of it."""

@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from oneround.cost import Cost, Meter
+from oneround.errors import OneRoundError
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(stage, done, total, note)``, called often."""
@@ -107,6 +108,26 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / name
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files; one is, among those of a run."""
+        return self.fabric.global_rank == 0
+
+    def mine(self, batch: torch.Tensor) -> torch.Tensor:
+        """The part of a batch that is this process's work; with one process all of it.
+
+        Raises:
+            OneRoundError: the batch cannot be divided equally.
+        """
+        world = self.fabric.world_size
+        if len(batch) % world:
+            raise OneRoundError(
+                f"a batch of {len(batch)} cannot be divided equally among {world} processes.",
+                remedy="Set a batch_size that the number of processes divides.",
+            )
+        return batch.tensor_split(world)[self.fabric.global_rank]
+
     def tell(self, done: int, total: int, note: str = "") -> None:
         """Report progress."""
-        self.progress(self.name, done, total, note)
+        if self.leads:
+            self.progress(self.name, done, total, note)

@@ -88,6 +88,8 @@ class Learner:
 
     def __init__(self, student: nn.Module, options: StudentOptions, stage: Stage) -> None:
         models.to_fast_layout(student)
+        if stage.fabric.world_size > 1:
+            models.synchronize_batch_norms(student)
         self.options, self.fabric, self.student = options, stage.fabric, student
         self.model: Any
         self.optimizer: Any
@@ -107,7 +109,8 @@ class Learner:
 
         Args:
             loop: tells the learning rate and meters the step.
-            x: network input, (B, C, H, W).
+            x: network input, (B, C, H, W); of several processes, each gives the part of the
+                batch that is its own (:meth:`oneround.stage.Stage.mine`).
             original: log-probabilities of the teacher, (B, classes).
             adapted: those of a second teacher.
             weight: λ of the first, (B,); 1 if there is one teacher.

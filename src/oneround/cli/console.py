@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -52,6 +53,13 @@ Flops = Annotated[
         min=1, help="The method ends when so many are spent, such as 5e12.", show_default=False
     ),
 ]
+Devices = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes on this machine, each with a GPU or on the CPU; 1."),
+]
+Nodes = Annotated[
+    int | None, typer.Option("--num-nodes", min=1, help="Machines that work together; 1.")
+]
 Architectures = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,21 +73,31 @@ Set = Annotated[
 ]
 
 
-def fabric_for(device: str, threads: int | None) -> Fabric:
-    """Device and threads as asked for.
+def fabric_for(
+    device: str, threads: int | None, devices: int | None = None, nodes: int | None = None
+) -> Fabric:
+    """Device, threads and processes as asked for; under torchrun, as it says.
 
     Raises:
-        OneRoundError: this machine has no such device.
+        OneRoundError: this machine has no such device, or not so many.
     """
     if threads:
         torch.set_num_threads(threads)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # under torchrun
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    devices, nodes = devices or 1, nodes or 1
+    strategy = "ddp" if devices * nodes > 1 else "auto"
     try:
-        return Fabric(accelerator=device, devices=1)
+        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy)
+        if devices * nodes > 1:
+            fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise OneRoundError(
             f"device {device!r} cannot be used: {error}.",
             remedy="Use --device cpu; `oneround doctor` shows what this machine has.",
         ) from error
+    return fabric
 
 
 def say(text: str, style: str | None = None, console: Console = out) -> None:

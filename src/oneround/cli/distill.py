@@ -11,7 +11,9 @@ from oneround import coordination, methods
 from oneround.cli.console import (
     AsJson,
     Device,
+    Devices,
     Flops,
+    Nodes,
     ProgressBars,
     Set,
     StudyFile,
@@ -39,6 +41,8 @@ def distill(
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,6 +57,7 @@ def distill(
     chosen = methods.get(method)
     options = chosen.resolve(preset, changes or [])
     submissions = read_submissions(files, study)
+    fabric = fabric_for(device, threads, devices, nodes)
     with ProgressBars() as progress:
         coordination.distill(
             study,
@@ -63,9 +68,11 @@ def distill(
             seed=seed,
             flops=flops,
             resume=resume,
-            fabric=fabric_for(device, threads),
+            fabric=fabric,
             progress=progress,
         )
+    if fabric.global_rank:
+        return
     page = write_report(run)
     results = Results.read(run)
     if as_json:

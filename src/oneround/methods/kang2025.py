@@ -91,7 +91,8 @@ def kang2025(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Gl
     adapted = adapt_to_noise(ensemble, noise, options.adaptation, run.stage("adaptation"))
     distillation = run.stage("distillation")
     samples = Samples(bank, noise, options.distillation, distillation)
-    write_gallery(run.path, study.image, bank, noise, samples)
+    if run.leads:
+        write_gallery(run.path, study.image, bank, noise, samples)
     student, architecture = new_student(ensemble, study, options.distillation, distillation)
     train_student(ensemble, adapted, samples, student, options.distillation, distillation)
     return GlobalModel(student, (architecture,))

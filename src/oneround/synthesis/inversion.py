@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -98,23 +99,50 @@ def synthesize(
         for client in ensemble.clients:
             require_batch_norm(client.model, client.site)
     plan, shards = batches_of(ensemble.clients, len(study.classes), options), []
-    watched = watch(ensemble)
+    watched, fabric = watch(ensemble), stage.fabric
+    made: dict[int, Shard] = {}
     for number, batch in enumerate(plan):
-        images, log = stage.file(f"{number:03}.safetensors"), stage.file(f"{number:03}.json")
-        if images is None or log is None or not images.exists():
+        if number % fabric.world_size == fabric.global_rank and not _on_disk(stage, number):
             meter = Meter()
-            shard, curve = _shard(watched, study, options, stage, batch, number, len(plan), meter)
-            cost = meter.cost
-            if images is not None and log is not None:
-                write_json(log, {"cost": cost.model_dump(), "curve": curve})
-                shard.write(images)  # last: its presence says that the shard is complete
-        else:
-            shard, saved = ImageBank.read(images), read_json(log)
-            cost, curve = Cost(**saved["cost"]), saved["curve"]
-        shards.append(shard)
+            bank, curve = _shard(watched, study, options, stage, batch, number, len(plan), meter)
+            made[number] = bank, meter.cost, curve
+            _write(stage, number, *made[number])
+    fabric.barrier()
+    for number in range(len(plan)):
+        bank, cost, curve = made[number] if number in made else _read(stage, number)
+        shards.append(bank)
         stage.cost = stage.cost + cost
         stage.curve += curve
     return ImageBank.join(shards)
+
+
+Shard = tuple[ImageBank, Cost, list[dict[str, float]]]
+
+
+def _files(stage: Stage, number: int) -> tuple[Path, Path] | None:
+    images, log = stage.file(f"{number:03}.safetensors"), stage.file(f"{number:03}.json")
+    return None if images is None or log is None else (images, log)
+
+
+def _on_disk(stage: Stage, number: int) -> bool:
+    files = _files(stage, number)
+    return files is not None and files[0].exists()
+
+
+def _write(
+    stage: Stage, number: int, bank: ImageBank, cost: Cost, curve: list[dict[str, float]]
+) -> None:
+    files = _files(stage, number)
+    if files is not None:
+        write_json(files[1], {"cost": cost.model_dump(), "curve": curve})
+        bank.write(files[0])  # last: its presence says that the shard is complete
+
+
+def _read(stage: Stage, number: int) -> Shard:
+    files = _files(stage, number)
+    assert files is not None, "several processes share a bank through its folder"
+    saved = read_json(files[1])
+    return ImageBank.read(files[0]), Cost(**saved["cost"]), saved["curve"]
 
 
 @dataclass(frozen=True)
