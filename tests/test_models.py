@@ -216,19 +216,46 @@ def is_channels_last(model: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "fast"),
+    ("architecture", "strided"),
     [
-        (RESNET, False),  # strided 1×1 convolutions of 2, 4 and 8 channels
-        (ArchitectureSpec(arguments={"width": 8}), False),
-        (ArchitectureSpec(arguments={"width": 16}), True),
-        (DENSENET, True),  # its 1×1 convolutions have no stride
+        (RESNET, 3),  # strided 1×1 convolutions of 2, 4 and 8 channels
+        (ArchitectureSpec(arguments={"width": 8}), 1),
+        (ArchitectureSpec(arguments={"width": 16}), 0),
+        (DENSENET, 0),  # its 1×1 convolutions have no stride
     ],
     ids=str,
 )
-def test_fast_layout_only_where_onednn_is_right(architecture: ArchitectureSpec, fast: bool) -> None:
+def test_no_strided_pointwise_convolution_where_onednn_is_wrong(
+    architecture: ArchitectureSpec, strided: int
+) -> None:
     model = models.build(architecture, IMAGE, 3)
+    before = model.state_dict()
+    plain = sum(type(layer) is nn.Conv2d for layer in model.modules())
     models.to_fast_layout(model)
-    assert is_channels_last(model) is fast
+    models.to_fast_layout(model)  # again changes nothing
+    assert is_channels_last(model)
+    assert plain - sum(type(layer) is nn.Conv2d for layer in model.modules()) == strided
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_unusual_strided_pointwise_convolution_is_left_alone() -> None:
+    model = nn.Conv2d(3, 8, 1, stride=2, padding=1)
+    models.to_fast_layout(model)
+    assert type(model) is nn.Conv2d
+
+
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"groups": 3}, {"stride": (1, 3)}])
+def test_pointwise_convolutions_without_their_stride(side: int, options: dict[str, Any]) -> None:
+    layer = nn.Conv2d(3, 6, 1, **{"stride": 2} | options).double()
+    x = torch.randn(2, 3, side, side + 2, dtype=torch.double, requires_grad=True)
+    expected = layer(x)
+    weight = torch.randn_like(expected)
+    gradient = torch.autograd.grad((expected * weight).sum(), x)
+    models.to_fast_layout(layer)
+    found = layer(x)
+    assert torch.allclose(found, expected)
+    assert torch.allclose(torch.autograd.grad((found * weight).sum(), x)[0], gradient[0])
 
 
 @pytest.mark.parametrize("width", [2, 16])

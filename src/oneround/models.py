@@ -174,19 +174,34 @@ def require_fit(model: nn.Module, image: ImageSpec, classes: int) -> None:
         )
 
 
+class _Pointwise(nn.Conv2d):
+    """A strided 1×1 convolution as one of stride 1 over the pixels that it looks at."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The same output as with the stride."""
+        seen = nn.functional.avg_pool2d(x, 1, self.stride)
+        return nn.functional.conv2d(seen, self.weight, self.bias, groups=self.groups)
+
+
 def to_fast_layout(model: nn.Module) -> None:
     """Put the weights into channels-last order, which is faster on CPUs, where that is safe.
 
     oneDNN writes out of bounds in the backward pass of a strided 1×1 convolution in this
     order when its input channels do not fill a vector register (oneDNN issue 6035): torch then
-    crashes or trains on wrong gradients. Networks with such a layer stay as they are.
+    crashes or trains on wrong gradients. Such a layer is made to work without its stride; a
+    network where it is not a plain one stays as it is.
     """
-    convolutions = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
-    if any(
-        layer.in_channels % 16 and set(layer.kernel_size) == {1} and max(layer.stride) > 1
-        for layer in convolutions
-    ):
+    unsafe = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+        and not isinstance(layer, _Pointwise)
+        and (layer.in_channels % 16 and set(layer.kernel_size) == {1} and max(layer.stride) > 1)
+    ]
+    if any(type(layer) is not nn.Conv2d or set(layer.padding) != {0} for layer in unsafe):
         return
+    for layer in unsafe:
+        layer.__class__ = _Pointwise  # its tensors, their names and its output are the same
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
