@@ -1,17 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from oneround import models
 from oneround.errors import OneRoundError
 from oneround.study import ArchitectureSpec, ImageSpec
-from tiny import DENSENET, IMAGE, RESNET, equal, network
+from tiny import DENSENET, IMAGE, RESNET, equal, network, seeded
 
 ARCHITECTURES = [
     RESNET,
@@ -205,6 +207,61 @@ def test_update_statistics_leaves_all_else(training: bool) -> None:
     assert all(p.grad is None for p in model.parameters())
     assert all(module.training is training for module in model.modules())
     assert [layer.momentum for layer in models.batch_norms(model)] == [0.1, 0.1]
+
+
+class Own(nn.Module):
+    """A network that torch.fx follows, unless its forward pass looks at the pixels."""
+
+    def __init__(self, *, looks: bool = False) -> None:
+        super().__init__()
+        self.looks = looks
+        self.first, self.shared = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4, affine=k != 0) for k in range(4))
+        self.untracked = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.looks and x.mean() > 100:
+            return x
+        x = nn.functional.relu(self.norms[0](self.first(x)))  # the one to fold
+        twice = self.shared(x)
+        x = torch.relu_(self.norms[1](twice)) + twice.tanh()
+        x = self.norms[3](self.norms[2](self.shared(x)).relu())
+        return self.untracked(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "left"),
+    [
+        (lambda: network(1), 0),
+        (lambda: network(1, ARCHITECTURES[2]), 0),  # without BatchNorm
+        (lambda: network(1, DENSENET), 4),  # BatchNorm comes before most convolutions
+        (lambda: Own(), 3),
+        (lambda: Own(looks=True), 4),
+    ],
+)
+def test_folded_networks_do_the_same(model: Callable[[], nn.Module], left: int) -> None:
+    torch.manual_seed(0)
+    original = model().double().eval()
+    for layer in models.batch_norms(original):
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter)
+    before, found = copy.deepcopy(original), models.folded(original)
+    assert equal(original, before)
+    assert len(list(models.batch_norms(found))) == left
+    assert not any(module.training for module in found.modules())
+    outputs, flops = [], []
+    for one in (original.requires_grad_(False), found.requires_grad_(False)):
+        x = torch.randn(4, *IMAGE.shape, dtype=torch.double, generator=seeded()).requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            y = one(x)
+            y[:, 0].sum().backward()
+        outputs.append((y, x.grad))
+        flops.append(counter.get_total_flops())
+    assert torch.allclose(outputs[0][0], outputs[1][0])
+    assert torch.allclose(outputs[0][1], outputs[1][1])
+    assert flops[0] == flops[1] > 0
 
 
 def is_channels_last(model: nn.Module) -> bool:

@@ -266,7 +266,7 @@ def train_student(
         "schedule": schedule,
         "average": average,
     }
-    lessons = Lessons(samples, ensemble, adapted, stage)
+    lessons = Lessons(samples, ensemble.folded(), adapted.folded(), stage)
     done = _resume(parts, lessons, stage)
     meter = stage.meter()
     model.train()

@@ -7,6 +7,8 @@ architecture but can never import code.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from itertools import chain
@@ -14,8 +16,9 @@ from typing import TypeGuard
 
 import torch
 from monai.networks.nets import DenseNet, ResNet
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from oneround.errors import OneRoundError
 from oneround.study import ArchitectureSpec, ImageSpec
@@ -203,6 +206,41 @@ def to_fast_layout(model: nn.Module) -> None:
     for layer in unsafe:
         layer.__class__ = _Pointwise  # its tensors, their names and its output are the same
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class _Tracer(fx.Tracer):
+    """Sees every convolution and BatchNorm layer as a whole, those of other packages too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = isinstance(m, nn.Conv2d | _BatchNorm)
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy for inference alone, in which convolutions do the work of BatchNorm layers.
+
+    Where nothing else uses the output of a convolution, the BatchNorm layer after it becomes
+    part of its weights; outputs and input gradients are the same up to rounding. The others
+    stay, as do all of a network whose forward pass torch.fx cannot follow.
+    """
+    original = copy.deepcopy(model).eval()
+    traced = copy.deepcopy(original)
+    try:
+        graph = _Tracer().trace(traced)
+    except Exception:  # anything: it has run the forward pass of somebody else's network
+        return original
+    layers, calls = dict(traced.named_modules()), Counter(node.target for node in graph.nodes)
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module":
+            continue
+        convolution, norm = layers[str(before.target)], layers[str(node.target)]
+        alone = len(before.users) == calls[before.target] == calls[node.target] == 1
+        if alone and isinstance(convolution, nn.Conv2d) and is_batch_norm(norm):
+            traced.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+    return fx.GraphModule(traced, graph).eval()
 
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:

@@ -34,7 +34,7 @@ from oneround.models import require_batch_norm
 from oneround.stage import Stage
 from oneround.study import Strict, Study
 from oneround.synthesis.bank import ImageBank
-from oneround.synthesis.watched import statistics_distance, watch
+from oneround.synthesis.watched import Watched, statistics_distance, watch
 
 
 class InversionOptions(Strict):
@@ -152,7 +152,7 @@ def class_mix(counts: Sequence[int], size: int) -> torch.Tensor:
 
 
 def _invert(
-    watched: Ensemble,
+    watched: Watched,
     study: Study,
     options: InversionOptions,
     stage: Stage,
@@ -192,7 +192,7 @@ def _invert(
             snapshots.append(ImageBank(taken, batch.targets, torch.full((size,), taken_at[step])))
         if step % 25 == 0 or step == options.steps:
             with meter.step(size, "hit rate"), torch.no_grad(), stage.fabric.autocast():
-                hit_rate = (watched(x).argmax(1) == targets).float().mean().item()
+                hit_rate = (watched.unwatched(x).argmax(1) == targets).float().mean().item()
             entry = {"shard": number, "step": step, "total": loss.item(), "hit_rate": hit_rate}
             curve.append(entry | {name: term.item() for name, term in terms.items()})
         stage.tell(
@@ -213,7 +213,7 @@ def _asked(
 
 
 def _judge(
-    watched: Ensemble,
+    watched: Watched,
     x: torch.Tensor,
     targets: torch.Tensor,
     asked: tuple[int, ...] | None,
@@ -226,7 +226,8 @@ def _judge(
     shares = watched.weights / watched.weights.amax(0)
     cross_entropy = torch.zeros((), device=x.device)
     for k in asked:
-        logits = watched.models[k](x).float()
+        models = (watched if k == asked[0] else watched.unwatched).models
+        logits = models[k](x).float()
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         share = shares[k].expand(logits.shape[1])[targets]
         cross_entropy = cross_entropy + (losses if k == asked[0] else share * losses).mean()

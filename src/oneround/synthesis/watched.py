@@ -106,14 +106,26 @@ def _spread(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return values.repeat(rows.shape[-1] // len(values))
 
 
-def watch(ensemble: Ensemble) -> Ensemble:
+class Watched(Ensemble):
+    """A copy of ``ensemble`` in which every BatchNorm layer is watched.
+
+    Attributes:
+        unwatched: the same client models for where statistics do not matter, which is faster.
+    """
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__(copy.deepcopy(ensemble.clients), ensemble.rule)
+        for parent in list(self.modules()):
+            for name, child in parent.named_children():
+                if is_batch_norm(child):
+                    setattr(parent, name, WatchedBatchNorm(child))
+        self.unwatched = ensemble.folded()
+        self.to(ensemble.weights.device)
+
+
+def watch(ensemble: Ensemble) -> Watched:
     """A copy of ``ensemble`` in which every BatchNorm layer is watched."""
-    watched = copy.deepcopy(ensemble)
-    for parent in list(watched.modules()):
-        for name, child in parent.named_children():
-            if is_batch_norm(child):
-                setattr(parent, name, WatchedBatchNorm(child))
-    return watched
+    return Watched(ensemble)
 
 
 def statistics_distance(model: nn.Module, reduction: Literal["sum", "mean"]) -> torch.Tensor:
