@@ -73,26 +73,28 @@ class _NormalizeAndWatch(torch.autograd.Function):
         y = torch.empty_like(x, dtype=scale.dtype)
         rows, work = _rows(x), _rows(y)  # the output's memory, warm in the cache, for all steps
         center = _channel_means(rows, len(mean))
-        torch.sub(rows, _spread(center, rows), out=work)
+        centers, scales, shifts = _spread(rows, center, scale, shift)
+        torch.sub(rows, centers, out=work)
         excess = _channel_means(work.square_(), len(mean)) - variance
-        torch.addcmul(_spread(shift, rows), rows, _spread(scale, rows), out=work)
-        offset = center - mean
-        distances = offset.norm(), excess.norm()
-        ctx.save_for_backward(x, scale, center, offset, excess, *distances)
-        return y, distances[0] + distances[1]
+        torch.addcmul(shifts, rows, scales, out=work)
+        differences = torch.stack((center - mean, excess))
+        distances = torch.linalg.vector_norm(differences, dim=1)
+        ctx.save_for_backward(x, scale, center, differences, distances)
+        return y, distances.sum()
 
     @staticmethod
     def backward(
         ctx: Any, dy: torch.Tensor, ddistance: torch.Tensor
     ) -> tuple[torch.Tensor, None, None, None, None]:
-        x, scale, center, offset, excess, *distances = ctx.saved_tensors
-        share = ddistance * len(scale) / x.numel()
-        tiny = torch.finfo(share.dtype).tiny  # takes the gradient of a norm of zeros as zero
-        slope = 2 * share * excess / distances[1].clamp_min(tiny)
-        constant = share * offset / distances[0].clamp_min(tiny) - slope * center
+        x, scale, center, differences, distances = ctx.saved_tensors
+        tiny = torch.finfo(distances.dtype).tiny  # takes the gradient of a norm of zeros as zero
+        shares = ddistance * (len(scale) / x.numel()) / distances.clamp_min(tiny)
+        constant, slope = (differences * shares.unsqueeze(1)).unbind()
+        slope = 2 * slope
         rows, last = _rows(x), dy.movedim(1, -1)
-        dx = torch.addcmul(_spread(constant, rows), rows, _spread(slope, rows))
-        dx.addcmul_(last.reshape(dx.shape), _spread(scale, rows))
+        constants, slopes, scales = _spread(rows, constant - slope * center, slope, scale)
+        dx = torch.addcmul(constants, rows, slopes)
+        dx.addcmul_(last.reshape(dx.shape), scales)
         return dx.view(last.shape).movedim(-1, 1), None, None, None, None
 
 
@@ -101,9 +103,10 @@ def _channel_means(rows: torch.Tensor, channels: int) -> torch.Tensor:
     return rows.mean(tuple(range(rows.ndim - 1))).view(-1, channels).mean(0)
 
 
-def _spread(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """One value for each channel, as often as a row needs them."""
-    return values.repeat(rows.shape[-1] // len(values))
+def _spread(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each of the (C,) values as often as a row needs them."""
+    stacked, often = torch.stack(values), rows.shape[-1] // len(values[0])
+    return stacked.unsqueeze(1).expand(-1, often, -1).flatten(1).unbind()
 
 
 class Watched(Ensemble):
