@@ -1,17 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from oneround import models
 from oneround.errors import OneRoundError
 from oneround.study import ArchitectureSpec, ImageSpec
-from tiny import DENSENET, IMAGE, RESNET, equal, network
+from tiny import DENSENET, IMAGE, RESNET, equal, network, seeded
 
 ARCHITECTURES = [
     RESNET,
@@ -207,6 +209,61 @@ def test_update_statistics_leaves_all_else(training: bool) -> None:
     assert [layer.momentum for layer in models.batch_norms(model)] == [0.1, 0.1]
 
 
+class Own(nn.Module):
+    """A network that torch.fx follows, unless its forward pass looks at the pixels."""
+
+    def __init__(self, *, looks: bool = False) -> None:
+        super().__init__()
+        self.looks = looks
+        self.first, self.shared = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4, affine=k != 0) for k in range(4))
+        self.untracked = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.looks and x.mean() > 100:
+            return x
+        x = nn.functional.relu(self.norms[0](self.first(x)))  # the one to fold
+        twice = self.shared(x)
+        x = torch.relu_(self.norms[1](twice)) + twice.tanh()
+        x = self.norms[3](self.norms[2](self.shared(x)).relu())
+        return self.untracked(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "left"),
+    [
+        (lambda: network(1), 0),
+        (lambda: network(1, ARCHITECTURES[2]), 0),  # without BatchNorm
+        (lambda: network(1, DENSENET), 4),  # BatchNorm comes before most convolutions
+        (lambda: Own(), 3),
+        (lambda: Own(looks=True), 4),
+    ],
+)
+def test_folded_networks_do_the_same(model: Callable[[], nn.Module], left: int) -> None:
+    torch.manual_seed(0)
+    original = model().double().eval()
+    for layer in models.batch_norms(original):
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter)
+    before, found = copy.deepcopy(original), models.folded(original)
+    assert equal(original, before)
+    assert len(list(models.batch_norms(found))) == left
+    assert not any(module.training for module in found.modules())
+    outputs, flops = [], []
+    for one in (original.requires_grad_(False), found.requires_grad_(False)):
+        x = torch.randn(4, *IMAGE.shape, dtype=torch.double, generator=seeded()).requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            y = one(x)
+            y[:, 0].sum().backward()
+        outputs.append((y, x.grad))
+        flops.append(counter.get_total_flops())
+    assert torch.allclose(outputs[0][0], outputs[1][0])
+    assert torch.allclose(outputs[0][1], outputs[1][1])
+    assert flops[0] == flops[1] > 0
+
+
 def is_channels_last(model: nn.Module) -> bool:
     return all(
         layer.weight.is_contiguous(memory_format=torch.channels_last)
@@ -216,19 +273,46 @@ def is_channels_last(model: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "fast"),
+    ("architecture", "strided"),
     [
-        (RESNET, False),  # strided 1×1 convolutions of 2, 4 and 8 channels
-        (ArchitectureSpec(arguments={"width": 8}), False),
-        (ArchitectureSpec(arguments={"width": 16}), True),
-        (DENSENET, True),  # its 1×1 convolutions have no stride
+        (RESNET, 3),  # strided 1×1 convolutions of 2, 4 and 8 channels
+        (ArchitectureSpec(arguments={"width": 8}), 1),
+        (ArchitectureSpec(arguments={"width": 16}), 0),
+        (DENSENET, 0),  # its 1×1 convolutions have no stride
     ],
     ids=str,
 )
-def test_fast_layout_only_where_onednn_is_right(architecture: ArchitectureSpec, fast: bool) -> None:
+def test_no_strided_pointwise_convolution_where_onednn_is_wrong(
+    architecture: ArchitectureSpec, strided: int
+) -> None:
     model = models.build(architecture, IMAGE, 3)
+    before = model.state_dict()
+    plain = sum(type(layer) is nn.Conv2d for layer in model.modules())
     models.to_fast_layout(model)
-    assert is_channels_last(model) is fast
+    models.to_fast_layout(model)  # again changes nothing
+    assert is_channels_last(model)
+    assert plain - sum(type(layer) is nn.Conv2d for layer in model.modules()) == strided
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_unusual_strided_pointwise_convolution_is_left_alone() -> None:
+    model = nn.Conv2d(3, 8, 1, stride=2, padding=1)
+    models.to_fast_layout(model)
+    assert type(model) is nn.Conv2d
+
+
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"groups": 3}, {"stride": (1, 3)}])
+def test_pointwise_convolutions_without_their_stride(side: int, options: dict[str, Any]) -> None:
+    layer = nn.Conv2d(3, 6, 1, **{"stride": 2} | options).double()
+    x = torch.randn(2, 3, side, side + 2, dtype=torch.double, requires_grad=True)
+    expected = layer(x)
+    weight = torch.randn_like(expected)
+    gradient = torch.autograd.grad((expected * weight).sum(), x)
+    models.to_fast_layout(layer)
+    found = layer(x)
+    assert torch.allclose(found, expected)
+    assert torch.allclose(torch.autograd.grad((found * weight).sum(), x)[0], gradient[0])
 
 
 @pytest.mark.parametrize("width", [2, 16])

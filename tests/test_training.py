@@ -40,7 +40,7 @@ def test_learns_and_hands_in(tmp_path: Path) -> None:
 
 def test_result_is_the_epoch_with_the_lowest_validation_loss() -> None:
     stage, val = Stage("training"), images(24, seed=1)
-    study = study_with(epochs=3, learning_rate=0.1, schedule="constant")
+    study = study_with(epochs=3, learning_rate=0.2, schedule="constant")
     client = train_client(study, "north", images(), val, stage=stage)
     losses = [entry["val_loss"] for entry in stage.curve]
     assert client.training.best_epoch == 1 + losses.index(min(losses))

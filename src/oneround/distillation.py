@@ -192,7 +192,7 @@ def train_student(
             layer.eval()
     averaging = get_ema_multi_avg_fn(options.average)  # type: ignore[no-untyped-call]
     average = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
-    lessons = Lessons(samples, ensemble, adapted, stage)
+    lessons = Lessons(samples, ensemble.folded(), adapted.folded(), stage)
     parts = learner.parts | {"average": average, "lessons": lessons}
     loop = Loop(stage, options.steps, parts, keep_every=options.checkpoint_every)
     for step in loop:

@@ -7,7 +7,7 @@ from torch import nn
 from oneround import models
 from oneround.ensemble import Client, Ensemble
 from oneround.synthesis.watched import WatchedBatchNorm, statistics_distance, watch
-from tiny import DENSENET, IMAGE, clients, network
+from tiny import DENSENET, IMAGE, RESNET, clients, network
 
 
 def batch_norm(affine: bool, channels: int = 5) -> nn.BatchNorm2d:
@@ -62,6 +62,49 @@ def test_large_means_do_not_cost_precision() -> None:
     assert watched.distance.item() == pytest.approx(expected.item(), rel=1e-2)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(4, 5, 6, 7), (4, 5, 1, 1), (1, 5, 3, 3), (4, 5, 6), (9, 5)])
+def test_any_shape_and_layout(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    layer = batch_norm(affine=True)
+    watched = WatchedBatchNorm(layer)
+    x = torch.randn(shape, dtype=torch.double)
+    x = (x.to(memory_format=layout) if x.ndim == 4 else x).requires_grad_()
+    y = torch.relu_(watched(x))
+    reference = nn.functional.batch_norm(
+        x, layer.running_mean, layer.running_var, layer.weight, layer.bias
+    ).relu()
+    distance = distance_by_autograd(x, layer)
+    assert torch.allclose(y, reference)
+    assert watched.distance.item() == pytest.approx(distance.item())
+    mine, expected = (
+        torch.autograd.grad(output.square().sum() + term, x)[0]
+        for output, term in ((y, watched.distance), (reference, distance))
+    )
+    assert torch.allclose(mine, expected)
+
+
+def test_statistics_without_any_distance() -> None:
+    """Where a norm has no gradient, its gradient is taken as zero, as torch does."""
+    layer = batch_norm(affine=False, channels=1)
+    layer.running_mean.fill_(0.0)
+    layer.running_var.fill_(1.0)
+    watched = WatchedBatchNorm(layer)
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.double, requires_grad=True)
+    watched(x)
+    watched.distance.backward()
+    assert watched.distance.item() == 0
+    assert torch.equal(x.grad, torch.zeros(2, 1, dtype=torch.double))
+
+
+def test_mixed_precision() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval(), nn.ReLU(inplace=True))
+    watched = watch(Ensemble([Client("one", model, RESNET, 1)], "logits"))
+    x = torch.randn(4, *IMAGE.shape, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        (watched.models[0](x).sum() + statistics_distance(watched, "sum")).backward()
+    assert x.grad.isfinite().all()
+
+
 def mixed_ensemble() -> Ensemble:
     other = Client("other", network(5, DENSENET), DENSENET, 10, (1, 2, 3))
     return Ensemble([*clients(2), other], "probabilities")
@@ -96,6 +139,7 @@ def test_an_ensemble_of_different_architectures() -> None:
     assert term.item() == pytest.approx(torch.stack(terms).sum().item(), rel=1e-5)
     scale = reference.grad.abs().max().item()
     assert torch.allclose(mine.grad, reference.grad, atol=1e-4 * scale)
+    assert torch.allclose(watched.unwatched(x), plain, atol=1e-5)
     assert statistics_distance(watched, "mean").item() == pytest.approx(term.item() / len(layers))
 
 

@@ -74,6 +74,7 @@ def feddf(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Globa
             remedy="Add --set public=PATH, or use a method that needs no image.",
         )
     ensemble = ensemble.with_rule(options.rule)
+    teacher = ensemble.folded()
     images = study.image.normalize(read_unlabeled(options.public, study.image))
     stage = run.stage("distillation")
     student, architecture = new_student(ensemble, study, options.distillation, stage)
@@ -85,7 +86,7 @@ def feddf(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Globa
         x = augment(images[chosen], options.augment, generator)
         x = stage.fabric.to_device(x)
         with loop.meter.step("teach"), torch.no_grad():
-            log_p = ensemble(x)
+            log_p = teacher(x)
         entry = learner.learn(loop, x, log_p)
         if step % 50 == 0:
             stage.curve.append({"step": step} | entry)

@@ -80,7 +80,7 @@ PRESETS: dict[str, Strict] = {
 def fedisca(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
     """The method; a killed run goes on with the epoch that it was in."""
     ensemble = ensemble.with_rule(options.rule)
-    adapted, watched = with_batch_statistics(ensemble), watch(ensemble)
+    teacher, adapted, watched = ensemble.folded(), with_batch_statistics(ensemble), watch(ensemble)
     (batch,) = batches_of(ensemble.clients, len(study.classes), options.inversion)
     stage = run.stage("distillation")
     student, architecture = new_student(ensemble, study, options.distillation, stage)
@@ -94,7 +94,7 @@ def fedisca(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Glo
             loop.within = step / options.inversion.steps
             share = torch.full((len(x),), loop.within, device=x.device)
             with loop.meter.step("teach"), torch.no_grad():
-                original, other = ensemble(x), adapted(x)
+                original, other = teacher(x), adapted(x)
             entry = learner.learn(loop, x, original, other, share)
             if loop.over:
                 break

@@ -35,7 +35,7 @@ from oneround.models import require_batch_norm
 from oneround.stage import Stage
 from oneround.study import Strict, Study
 from oneround.synthesis.bank import ImageBank
-from oneround.synthesis.watched import statistics_distance, watch
+from oneround.synthesis.watched import Watched, statistics_distance, watch
 
 Competitor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From images and the ensemble's log-probabilities of them to a term of the loss."""
@@ -183,7 +183,7 @@ def class_mix(counts: Sequence[int], size: int) -> torch.Tensor:
 
 
 def trajectory(
-    watched: Ensemble,
+    watched: Watched,
     study: Study,
     options: InversionOptions,
     batch: Batch,
@@ -228,7 +228,7 @@ def trajectory(
 
 
 def _shard(
-    watched: Ensemble,
+    watched: Watched,
     study: Study,
     options: InversionOptions,
     stage: Stage,
@@ -251,7 +251,7 @@ def _shard(
             snapshots.append(ImageBank(taken, batch.targets, progress))
         if last or step % 25 == 0:
             with meter.step(size, "hit rate"), torch.no_grad(), stage.fabric.autocast():
-                hit_rate = (watched(x).argmax(1) == targets).float().mean().item()
+                hit_rate = (watched.unwatched(x).argmax(1) == targets).float().mean().item()
             parts = {name: term.item() for name, term in terms.items()}
             entry = {"shard": number, "step": step, "total": sum(parts.values())}
             curve.append(entry | {"hit_rate": hit_rate} | parts)
@@ -275,7 +275,7 @@ def _asked(
 
 
 def _judge(
-    watched: Ensemble,
+    watched: Watched,
     x: torch.Tensor,
     targets: torch.Tensor,
     asked: tuple[int, ...] | None,
@@ -293,7 +293,8 @@ def _judge(
     shares = watched.weights / watched.weights.amax(0)
     cross_entropy = torch.zeros((), device=x.device)
     for k in asked:
-        logits = watched.models[k](x).float()
+        models = (watched if k == asked[0] else watched.unwatched).models
+        logits = models[k](x).float()
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         share = shares[k].expand(logits.shape[1])[targets]
         cross_entropy = cross_entropy + (losses if k == asked[0] else share * losses).mean()

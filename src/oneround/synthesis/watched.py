@@ -41,54 +41,94 @@ class WatchedBatchNorm(nn.Module):
         self.register_buffer("variance", layer.running_var)
         self.register_buffer("scale", scale * layer.weight.detach() if layer.affine else scale)
         shift = layer.bias.detach() if layer.affine else torch.zeros_like(scale)
-        self.register_buffer("shift", shift)
+        self.register_buffer("shift", shift - layer.running_mean * self.scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The normalized input, of the same shape (B, C, …)."""
-        watched = _NormalizeAndWatch.apply(  # type: ignore[no-untyped-call]
-            x, self.mean, self.scale, self.shift
+        y, self.distance = _NormalizeAndWatch.apply(  # type: ignore[no-untyped-call]
+            x, self.mean, self.variance, self.scale, self.shift
         )
-        y, offset, variance = watched
-        self.distance = offset.norm() + (variance - self.variance).norm()
         return y  # type: ignore[no-any-return]
 
 
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """The same memory with the channels last, (B, …, C); where they lie next to each other,
+    (B, H, W·C), because short rows do not fill vector registers."""
+    last = x.movedim(1, -1)
+    return last.flatten(-2) if x.ndim > 2 and last.is_contiguous() else last
+
+
 class _NormalizeAndWatch(torch.autograd.Function):
-    """(x − mean)·scale + shift, and mean and variance of x − mean over the batch."""
+    """x·scale + shift, and the distance of the statistics of x to (mean, variance)."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        per_channel = (1, -1, *(1,) * (x.ndim - 2))
-        others = [0, *range(2, x.ndim)]
-        centered = x - mean.view(per_channel)
-        offset = centered.mean(others)
-        variance = centered.square().mean(others) - offset.square()
-        ctx.save_for_backward(centered, offset, scale)
-        y = torch.addcmul(shift.view(per_channel), centered, scale.view(per_channel))
-        return y, offset, variance
+        ctx: Any,
+        x: torch.Tensor,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+        scale: torch.Tensor,
+        shift: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.empty_like(x, dtype=scale.dtype)
+        rows, work = _rows(x), _rows(y)  # the output's memory, warm in the cache, for all steps
+        center = _channel_means(rows, len(mean))
+        centers, scales, shifts = _spread(rows, center, scale, shift)
+        torch.sub(rows, centers, out=work)
+        excess = _channel_means(work.square_(), len(mean)) - variance
+        torch.addcmul(shifts, rows, scales, out=work)
+        differences = torch.stack((center - mean, excess))
+        distances = torch.linalg.vector_norm(differences, dim=1)
+        ctx.save_for_backward(x, scale, center, differences, distances)
+        return y, distances.sum()
 
     @staticmethod
     def backward(
-        ctx: Any, dy: torch.Tensor, doffset: torch.Tensor, dvariance: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None, None]:
-        centered, offset, scale = ctx.saved_tensors
-        per_channel = (1, -1, *(1,) * (dy.ndim - 2))
-        slope = 2 * dvariance / (centered.numel() // centered.shape[1])
-        constant = doffset / (centered.numel() // centered.shape[1]) - slope * offset
-        dx = torch.addcmul(constant.view(per_channel), centered, slope.view(per_channel))
-        return dx.addcmul_(dy, scale.view(per_channel)), None, None, None
+        ctx: Any, dy: torch.Tensor, ddistance: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None, None, None]:
+        x, scale, center, differences, distances = ctx.saved_tensors
+        tiny = torch.finfo(distances.dtype).tiny  # takes the gradient of a norm of zeros as zero
+        shares = ddistance * (len(scale) / x.numel()) / distances.clamp_min(tiny)
+        constant, slope = (differences * shares.unsqueeze(1)).unbind()
+        slope = 2 * slope
+        rows, last = _rows(x), dy.movedim(1, -1)
+        constants, slopes, scales = _spread(rows, constant - slope * center, slope, scale)
+        dx = torch.addcmul(constants, rows, slopes)
+        dx.addcmul_(last.reshape(dx.shape), scales)
+        return dx.view(last.shape).movedim(-1, 1), None, None, None, None
 
 
-def watch(ensemble: Ensemble) -> Ensemble:
+def _channel_means(rows: torch.Tensor, channels: int) -> torch.Tensor:
+    """(C,) means of rows."""
+    return rows.mean(tuple(range(rows.ndim - 1))).view(-1, channels).mean(0)
+
+
+def _spread(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each of the (C,) values as often as a row needs them."""
+    stacked, often = torch.stack(values), rows.shape[-1] // len(values[0])
+    return stacked.unsqueeze(1).expand(-1, often, -1).flatten(1).unbind()
+
+
+class Watched(Ensemble):
+    """A copy of ``ensemble`` in which every BatchNorm layer is watched.
+
+    Attributes:
+        unwatched: the same client models for where statistics do not matter, which is faster.
+    """
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__(copy.deepcopy(ensemble.clients), ensemble.rule)
+        for parent in list(self.modules()):
+            for name, child in parent.named_children():
+                if is_batch_norm(child):
+                    setattr(parent, name, WatchedBatchNorm(child))
+        self.unwatched = ensemble.folded()
+        self.to(ensemble.weights.device)
+
+
+def watch(ensemble: Ensemble) -> Watched:
     """A copy of ``ensemble`` in which every BatchNorm layer is watched."""
-    watched = copy.deepcopy(ensemble)
-    for parent in list(watched.modules()):
-        for name, child in parent.named_children():
-            if is_batch_norm(child):
-                setattr(parent, name, WatchedBatchNorm(child))
-    return watched
+    return Watched(ensemble)
 
 
 def statistics_distance(model: nn.Module, reduction: Literal["sum", "mean"]) -> torch.Tensor:
