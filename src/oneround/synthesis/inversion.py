@@ -30,7 +30,6 @@ from torch import nn
 from oneround.cost import Cost, Meter
 from oneround.ensemble import Client, Ensemble
 from oneround.files import read_json, write_json
-from oneround.models import require_batch_norm
 from oneround.stage import Stage
 from oneround.study import Strict, Study
 from oneround.synthesis.bank import ImageBank
@@ -94,11 +93,8 @@ def synthesize(
     Raises:
         OneRoundError: a client model has no BatchNorm layer and ``bn_weight`` is not 0.
     """
-    if options.bn_weight:
-        for client in ensemble.clients:
-            require_batch_norm(client.model, client.site)
+    watched = watch(ensemble, needed=options.bn_weight > 0)
     plan, shards = batches_of(ensemble.clients, len(study.classes), options), []
-    watched = watch(ensemble)
     for number, batch in enumerate(plan):
         images, log = stage.file(f"{number:03}.safetensors"), stage.file(f"{number:03}.json")
         if images is None or log is None or not images.exists():
@@ -187,7 +183,7 @@ def trajectory(
     for _ in range(options.steps):
         asked = _asked(batch, len(watched.clients), options, generator)
         moved = jitter(x, options.jitter, generator)
-        with meter.step("invert", size, asked), stage.fabric.autocast():
+        with meter.step("invert", size, asked, competitor is None), stage.fabric.autocast():
             terms = _judge(watched, moved, targets, asked, options, competitor)
             terms["total_variation"] = options.tv_weight * total_variation(x)
             loss = torch.stack(list(terms.values())).sum()

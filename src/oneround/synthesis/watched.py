@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from oneround.ensemble import Ensemble
-from oneround.models import is_batch_norm
+from oneround.models import is_batch_norm, require_batch_norm
 
 
 class WatchedBatchNorm(nn.Module):
@@ -81,8 +81,14 @@ class _NormalizeAndWatch(torch.autograd.Function):
         return dx.addcmul_(dy, scale.view(per_channel)), None, None, None
 
 
-def watch(ensemble: Ensemble) -> Ensemble:
-    """A copy of ``ensemble`` in which every BatchNorm layer is watched."""
+def watch(ensemble: Ensemble, *, needed: bool = False) -> Ensemble:
+    """A copy of ``ensemble`` in which every BatchNorm layer is watched.
+
+    Raises:
+        OneRoundError: a client model has no BatchNorm layer, and the distances are ``needed``.
+    """
+    for client in ensemble.clients if needed else ():
+        require_batch_norm(client.model, client.site)
     watched = copy.deepcopy(ensemble)
     for parent in list(watched.modules()):
         for name, child in parent.named_children():
@@ -96,6 +102,6 @@ def statistics_distance(model: nn.Module, reduction: Literal["sum", "mean"]) -> 
     by their number)."""
     distances = [m.distance for m in model.modules() if isinstance(m, WatchedBatchNorm)]
     if not distances:
-        return torch.zeros(())
+        return torch.zeros((), device=next(model.parameters()).device)
     total = torch.stack(distances).sum()
     return total if reduction == "sum" else total / len(distances)
