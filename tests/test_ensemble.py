@@ -23,17 +23,21 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
-def combined_by_hand(rule: str, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def combined_by_hand(
+    rule: str, logits: np.ndarray, weights: np.ndarray, votes: np.ndarray | None = None
+) -> np.ndarray:
     """Probabilities (B, classes), with loops."""
+    votes = np.ones(len(logits)) if votes is None else votes
     sites, batch, classes = logits.shape
     result = np.zeros((batch, classes))
     for b in range(batch):
         if rule == "logits":
-            result[b] = softmax(sum(logits[k, b] for k in range(sites)) / sites)
+            mean = sum(votes[k] * logits[k, b] for k in range(sites)) / votes.sum()
+            result[b] = softmax(mean)
             continue
         for k in range(sites):
-            vote = weights[k] if rule == "class-counts" else 1 / sites
-            result[b] += vote * softmax(logits[k, b])
+            share = weights[k] if rule == "class-counts" else 1 / sites
+            result[b] += votes[k] * share * softmax(logits[k, b])
         result[b] /= result[b].sum()
     return result
 
@@ -45,8 +49,36 @@ def test_rules_against_loops(rule: str, scale: float) -> None:
     logits = scale * rng.standard_normal((3, 5, 4))
     counts = rng.integers(1, 50, (3, 4))
     weights = counts / counts.sum(0)
-    found = RULES[rule](torch.tensor(logits), torch.tensor(weights)).exp().numpy()
-    assert np.allclose(found, combined_by_hand(rule, logits, weights), atol=1e-9)
+    for votes in (np.ones(3), rng.uniform(0.1, 2, 3)):
+        tensors = [torch.tensor(array) for array in (logits, weights, votes)]
+        found = RULES[rule](*tensors).exp().numpy()
+        assert np.allclose(found, combined_by_hand(rule, logits, weights, votes), atol=1e-9)
+
+
+def test_equal_votes_change_no_bit() -> None:
+    before = {
+        "logits": lambda z, w: z.mean(0).log_softmax(-1),
+        "probabilities": lambda z, w: (
+            torch.logsumexp(z.log_softmax(-1), 0) - torch.tensor(float(len(z))).log()
+        ),
+        "class-counts": lambda z, w: torch.logsumexp(
+            z.log_softmax(-1) + w.clamp_min(1e-12).log().unsqueeze(1), 0
+        ).log_softmax(-1),
+    }
+    for sites in (1, 2, 3, 5, 7, 20):
+        logits, weights = torch.randn(sites, 33, 8) * 9, torch.rand(sites, 8)
+        for rule, formula in before.items():
+            found = RULES[rule](logits, weights, torch.ones(sites))
+            assert torch.equal(found, formula(logits, weights)), (rule, sites)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_votes_of_nothing(rule: str) -> None:
+    logits, weights = torch.randn(3, 5, 4), torch.full((3, 4), 1 / 3)
+    alone = RULES[rule](logits, weights, torch.tensor([0.0, 1.0, 0.0]))
+    assert torch.allclose(alone, logits[1].log_softmax(-1), atol=1e-5), "only one counts"
+    nobody, all_alike = (RULES[rule](logits, weights, v) for v in (torch.zeros(3), torch.ones(3)))
+    assert torch.allclose(nobody, all_alike, atol=1e-5), "all count the same"
 
 
 def test_forward_combines_the_outputs_of_the_client_models() -> None:
@@ -71,9 +103,9 @@ def test_weights_are_shares_of_each_class() -> None:
 def test_a_site_without_images_of_a_class_has_no_say_in_it() -> None:
     weights = torch.tensor([[0.0, 0.5], [1.0, 0.5]])
     logits = torch.tensor([[[8.0, 0.0]], [[0.0, 0.0]]])  # the first is sure of what it cannot know
-    combined = RULES["class-counts"](logits, weights).exp()
+    combined = RULES["class-counts"](logits, weights, torch.ones(2)).exp()
     assert combined[0, 0] == pytest.approx(0.5 / (0.5 + 0.25), rel=1e-3)
-    nobody = RULES["class-counts"](logits, torch.zeros(2, 2))
+    nobody = RULES["class-counts"](logits, torch.zeros(2, 2), torch.ones(2))
     assert nobody.isfinite().all()
 
 
@@ -105,6 +137,15 @@ def test_with_rule_shares_the_client_models() -> None:
     other = ensemble.with_rule("probabilities")
     assert other.models[0] is ensemble.models[0]
     assert (ensemble.rule, other.rule) == ("logits", "probabilities")
+
+
+def test_votes_are_those_of_one_ensemble() -> None:
+    ensemble = Ensemble(clients(2), "logits")
+    assert ensemble.votes.tolist() == [1, 1]
+    x = torch.randn(2, *IMAGE.shape, generator=seeded())
+    ensemble.votes[0] = 0
+    assert torch.allclose(ensemble(x), ensemble.models[1](x).log_softmax(-1), atol=1e-5)
+    assert ensemble.with_rule("logits").votes.tolist() == [1, 1]
 
 
 def adapt(ensemble: Ensemble, **options: object) -> Ensemble:

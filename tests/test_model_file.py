@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from oneround.ensemble import RULES, Client, Ensemble
 from oneround.errors import OneRoundError
@@ -49,6 +50,18 @@ def test_an_ensemble_comes_back(tmp_path: Path, rule: Any) -> None:
     loaded = load_model(tmp_path).model
     assert isinstance(loaded, Ensemble)
     assert torch.equal(loaded(X), ensemble(X))
+
+
+def test_an_ensemble_without_votes_comes_back(tmp_path: Path) -> None:
+    """Version 0.1.0 wrote none."""
+    ensemble = Ensemble(clients(2))
+    save_model(tmp_path, ensemble, (RESNET, RESNET), STUDY, "ensemble")
+    weights = load_file(tmp_path / "global.safetensors")
+    del weights["votes"]
+    content = save(weights)
+    (tmp_path / "global.safetensors").write_bytes(content)
+    edit(tmp_path, weights_sha256=hashlib.sha256(content).hexdigest())
+    assert torch.equal(load_model(tmp_path).model(X), ensemble(X))
 
 
 def test_saving_again_replaces(saved: Path) -> None:

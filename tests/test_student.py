@@ -149,3 +149,33 @@ def test_one_step_is_torchs_sgd_on_the_divergence() -> None:
     assert entry["noise_adapted"] == 0
     for mine, reference in zip(learner.student.parameters(), model.parameters(), strict=True):
         assert torch.allclose(mine, reference, atol=1e-6)
+
+
+def test_a_judging_student_does_not_change() -> None:
+    learner = Learner(network(5), options(), Stage("distillation"))
+    x = torch.randn(4, *IMAGE.shape, generator=seeded(2)).requires_grad_()
+    with learner.judging() as judge:
+        judge(x).sum().backward()
+        assert torch.allclose(judge(x), network(5)(x), atol=1e-5), "as in eval mode"
+    assert equal(learner.student, network(5))
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is None and p.requires_grad for p in learner.student.parameters())
+    assert all(module.training for module in learner.student.modules())
+
+
+def test_learning_from_batches_asks_the_teacher_and_leaves_off_when_over() -> None:
+    ensemble = Ensemble(clients(2))
+    batches = [torch.randn(4, *IMAGE.shape, generator=seeded(n)) for n in range(3)]
+    by_hand, whole = (Learner(network(5), options(), Stage("distillation")) for _ in range(2))
+    loop = Loop(Stage("distillation"), 1)
+    for number, x in enumerate(batches):
+        loop.within = number / 3
+        entry = by_hand.learn(loop, x + 1, ensemble(x + 1))
+    stage = Stage("distillation")
+    found = whole.learn_all(loop := Loop(stage, 1), batches, 3, ensemble, lambda x: x + 1)
+    assert equal(by_hand.student, whole.student)
+    assert found == {name: entry[name] for name in ("loss", "learning_rate", "agreement")}
+    limited = Loop(Stage("distillation", flops=loop.meter.flops / 2), 1)
+    assert whole.learn_all(limited, batches, 3, ensemble)
+    assert limited.meter.flops == pytest.approx(loop.meter.flops * 2 / 3)
+    assert whole.learn_all(limited, batches, 3, ensemble) == {}, "it is over"

@@ -29,30 +29,43 @@ Rule = Literal["auto", "logits", "probabilities", "class-counts"]
 else ``probabilities``."""
 
 
-def mean_of_logits(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """log softmax(1/K Σ_k z_k), as in FedISCA's code; one overconfident site can rule it."""
-    return logits.mean(0).log_softmax(-1)
+def mean_of_logits(
+    logits: torch.Tensor, weights: torch.Tensor, votes: torch.Tensor
+) -> torch.Tensor:
+    """log softmax(Σ_k v_k z_k / Σ_k v_k), as in FedISCA's code where all votes are 1; one
+    overconfident site can rule it."""
+    votes = votes.clamp_min(_LEAST).view(-1, 1, 1)
+    return ((votes * logits).sum(0) / votes.sum()).log_softmax(-1)
 
 
-def mean_of_probabilities(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """log 1/K Σ_k softmax(z_k): every site has one vote."""
-    return torch.logsumexp(logits.log_softmax(-1), 0) - torch.tensor(float(len(logits))).log()
+def mean_of_probabilities(
+    logits: torch.Tensor, weights: torch.Tensor, votes: torch.Tensor
+) -> torch.Tensor:
+    """log(Σ_k v_k softmax(z_k) / Σ_k v_k): where all votes are 1 every site counts the same."""
+    votes = votes.clamp_min(_LEAST).view(-1, 1, 1)
+    return torch.logsumexp(logits.log_softmax(-1) + votes.log(), 0) - votes.sum().log()
 
 
-def class_count_weighted(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """log of Σ_k w_kc softmax(z_k)_c, normalized over c: who has seen a class decides on it."""
-    log_weights = weights.clamp_min(1e-12).log().unsqueeze(1)  # (K, 1, classes)
+def class_count_weighted(
+    logits: torch.Tensor, weights: torch.Tensor, votes: torch.Tensor
+) -> torch.Tensor:
+    """log of Σ_k v_k w_kc softmax(z_k)_c, normalized over c: who has seen a class decides on
+    it."""
+    votes = votes.clamp_min(_LEAST).view(-1, 1, 1)
+    log_weights = weights.clamp_min(_LEAST).log().unsqueeze(1) + votes.log()  # (K, 1, classes)
     return torch.logsumexp(logits.log_softmax(-1) + log_weights, 0).log_softmax(-1)
 
 
-RULES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+_LEAST = 1e-12  # of a weight and of a vote: where all are 0, all count the same
+
+RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "logits": mean_of_logits,
     "probabilities": mean_of_probabilities,
     "class-counts": class_count_weighted,
 }
-"""Each maps client logits (K, B, classes) and weights (K, classes) to log-probabilities
-(B, classes). The rule is applied at temperature 1 and softened afterwards: averaging
-probabilities that were softened first comes close to averaging logits."""
+"""Each maps client logits (K, B, classes), weights (K, classes) and votes v (K,) to
+log-probabilities (B, classes). The rule is applied at temperature 1 and softened afterwards:
+averaging probabilities that were softened first comes close to averaging logits."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +94,16 @@ class Ensemble(nn.Module):
         clients: K client models; architectures may differ.
         rule: see :data:`Rule`.
 
+    Attributes:
+        weights: share of each client in every class, (K, classes), by class counts.
+        votes: how much each client counts, (K,), at least 0; 1 unless a method learns them.
+
     Raises:
         OneRoundError: rule ``class-counts``, and a site keeps its class counts.
     """
 
     weights: torch.Tensor
+    votes: torch.Tensor
 
     def __init__(self, clients: Sequence[Client], rule: Rule = "auto") -> None:
         super().__init__()
@@ -104,15 +122,19 @@ class Ensemble(nn.Module):
         for model in self.models:
             to_fast_layout(model)
         self.register_buffer("weights", _weights([client.class_counts for client in clients]))
+        self.register_buffer("votes", torch.ones(len(clients)))
 
     def with_rule(self, rule: Rule) -> Ensemble:
-        """The same client models (not copies) with another rule, on the same device."""
+        """The same client models (not copies) with another rule, on the same device; all votes
+        are 1."""
         return Ensemble(self.clients, rule).to(self.weights.device)
 
     def folded(self) -> Ensemble:
         """A faster copy for inference alone; see :func:`oneround.models.folded`."""
         clients = [replace(client, model=folded(client.model)) for client in self.clients]
-        return Ensemble(clients, self.rule).to(self.weights.device)
+        copied = Ensemble(clients, self.rule).to(self.weights.device)
+        copied.votes = self.votes  # the same votes, also when they change
+        return copied
 
     def client_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs of every client model, (K, B, classes)."""
@@ -120,7 +142,11 @@ class Ensemble(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Combined log-probabilities, (B, classes), of network input (B, C, H, W)."""
-        return RULES[self.rule](self.client_logits(x).float(), self.weights)
+        return self.combine(self.client_logits(x).float())
+
+    def combine(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities, (B, classes), from the outputs of all client models."""
+        return RULES[self.rule](logits, self.weights, self.votes)
 
 
 def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:

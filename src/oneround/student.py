@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -77,6 +79,10 @@ def new_student(
     return student, architecture
 
 
+LOGGED = ("loss", "learning_rate", "agreement")
+"""What :meth:`Learner.learn` returns that means something where there is one teacher."""
+
+
 class Learner:
     """A student with its optimizer, in training mode; it is taught batch by batch.
 
@@ -96,6 +102,52 @@ class Learner:
         self.model, self.optimizer = stage.fabric.setup(student, _optimizer(student, options))
         self.parts: dict[str, Stateful] = {"model": student, "optimizer": self.optimizer}
         self.model.train()
+
+    def learn_all(
+        self,
+        loop: Loop,
+        batches: Iterable[torch.Tensor],
+        count: int,
+        ensemble: Ensemble,
+        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> dict[str, float]:
+        """A step of SGD on each of ``count`` ``batches``, until the loop is over.
+
+        Args:
+            loop: its current step contains all of this.
+            batches: network input, (B, C, H, W) each, on any device.
+            count: how many they are.
+            ensemble: the teacher.
+            change: a last change of every batch, which is part of the cost.
+
+        Returns:
+            What is worth logging of the last step; nothing, if there was none.
+        """
+        entry: dict[str, float] = {}
+        for number, batch in enumerate(batches):
+            if loop.over:
+                break
+            loop.within = number / count
+            x = self.fabric.to_device(loop.stage.mine(batch))
+            with loop.meter.step("teach", len(x)):
+                x = x if change is None else change(x)
+                with torch.no_grad():
+                    log_p = ensemble(x)
+            entry = self.learn(loop, x, log_p)
+            loop.note = f"loss {entry['loss']:.3f}"
+        return {name: entry[name] for name in LOGGED if entry}
+
+    @contextmanager
+    def judging(self) -> Iterator[nn.Module]:
+        """The student as it is, for images to be made against it: in eval mode, so that its
+        BatchNorm statistics stay, and without gradients of its weights."""
+        self.model.eval()
+        self.student.requires_grad_(False)
+        try:
+            yield self.model
+        finally:
+            self.student.requires_grad_(True)
+            self.model.train()
 
     def learn(
         self,

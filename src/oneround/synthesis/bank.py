@@ -1,9 +1,12 @@
-"""The image bank: synthesized images with their targets, on disk, used again and again."""
+"""Synthesized images with their targets, used again and again: a bank that is made once and lies
+on disk, or a pool that grows while the student learns and lies in its checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -54,3 +57,56 @@ class ImageBank:
     def read(path: Path) -> ImageBank:
         """Read what :meth:`write` wrote."""
         return ImageBank(**load(path.read_bytes()))
+
+
+class Pool:
+    """Synthesized images that grow in number; a part of a checkpoint.
+
+    Attributes:
+        images: (N, C, H, W) network input, ``float16``, on the CPU.
+        targets: (N,) ``int64``, the class each image was made for.
+    """
+
+    def __init__(self) -> None:
+        self.images = torch.empty(0, dtype=torch.float16)
+        self.targets = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def add(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        """Take in further images, (B, C, H, W), with their targets, (B,)."""
+        images, targets = images.detach().half().cpu().contiguous(), targets.cpu()
+        self.images = torch.cat([self.images, images]) if len(self) else images
+        self.targets = torch.cat([self.targets, targets])
+
+    def batches(
+        self, size: int, generator: torch.Generator, count: int | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Shuffled batches of equal size: ``float32`` images and their targets.
+
+        Args:
+            size: of a batch; all images if there are fewer. What is left of a pass is left out.
+            generator: of the order.
+            count: how many batches of a pool that is not empty, in as many passes as they take;
+                by default one pass.
+        """
+        per_pass = self.batches_in_pass(size)
+        for number in range(per_pass if count is None else count):
+            place = number % per_pass
+            if place == 0:
+                order = torch.randperm(len(self), generator=generator)
+            chosen = order[place * size : (place + 1) * size]
+            yield self.images[chosen].float(), self.targets[chosen]
+
+    def batches_in_pass(self, size: int) -> int:
+        """How many batches of ``size`` one pass has."""
+        return max(1, len(self) // size) if len(self) else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All images and targets."""
+        return {"images": self.images, "targets": self.targets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.images, self.targets = state["images"], state["targets"]

@@ -31,7 +31,6 @@ from torch import nn
 from oneround.cost import Cost, Meter
 from oneround.ensemble import Client, Ensemble
 from oneround.files import read_json, write_json
-from oneround.models import require_batch_norm
 from oneround.stage import Stage
 from oneround.study import Strict, Study
 from oneround.synthesis.bank import ImageBank
@@ -95,11 +94,9 @@ def synthesize(
     Raises:
         OneRoundError: a client model has no BatchNorm layer and ``bn_weight`` is not 0.
     """
-    if options.bn_weight:
-        for client in ensemble.clients:
-            require_batch_norm(client.model, client.site)
+    watched = watch(ensemble, needed=options.bn_weight > 0)
     plan, shards = batches_of(ensemble.clients, len(study.classes), options), []
-    watched, fabric = watch(ensemble), stage.fabric
+    fabric = stage.fabric
     made: dict[int, Shard] = {}
     for number, batch in enumerate(plan):
         if number % fabric.world_size == fabric.global_rank and not _on_disk(stage, number):
@@ -215,7 +212,7 @@ def trajectory(
     for _ in range(options.steps):
         asked = _asked(batch, len(watched.clients), options, generator)
         moved = jitter(x, options.jitter, generator)
-        with meter.step("invert", size, asked), stage.fabric.autocast():
+        with meter.step("invert", size, asked, competitor is None), stage.fabric.autocast():
             terms = _judge(watched, moved, targets, asked, options, competitor)
             terms["total_variation"] = options.tv_weight * total_variation(x)
             loss = torch.stack(list(terms.values())).sum()

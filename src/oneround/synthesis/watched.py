@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from oneround.ensemble import Ensemble
-from oneround.models import is_batch_norm
+from oneround.models import is_batch_norm, require_batch_norm
 
 
 class WatchedBatchNorm(nn.Module):
@@ -123,11 +123,18 @@ class Watched(Ensemble):
                 if is_batch_norm(child):
                     setattr(parent, name, WatchedBatchNorm(child))
         self.unwatched = ensemble.folded()
+        self.votes = ensemble.votes
         self.to(ensemble.weights.device)
 
 
-def watch(ensemble: Ensemble) -> Watched:
-    """A copy of ``ensemble`` in which every BatchNorm layer is watched."""
+def watch(ensemble: Ensemble, *, needed: bool = False) -> Watched:
+    """A copy of ``ensemble`` in which every BatchNorm layer is watched.
+
+    Raises:
+        OneRoundError: a client model has no BatchNorm layer, and the distances are ``needed``.
+    """
+    for client in ensemble.clients if needed else ():
+        require_batch_norm(client.model, client.site)
     return Watched(ensemble)
 
 
@@ -136,6 +143,6 @@ def statistics_distance(model: nn.Module, reduction: Literal["sum", "mean"]) -> 
     by their number)."""
     distances = [m.distance for m in model.modules() if isinstance(m, WatchedBatchNorm)]
     if not distances:
-        return torch.zeros(())
+        return torch.zeros((), device=next(model.parameters()).device)
     total = torch.stack(distances).sum()
     return total if reduction == "sum" else total / len(distances)

@@ -1,0 +1,205 @@
+"""Co-Boosting: hard images and a better ensemble improve each other, and then the student.
+
+Dai et al., "Enhancing one-shot federated learning through data and ensemble co-boosting",
+ICLR 2024. f̄_v is the client models combined with votes v (K,), q the student. In every epoch
+
+1. a new generator is fitted, for one batch of images x with random targets y, to
+
+       α_oh·mean_i (1 − p_i)^h·CE(f̄_v(x_i), y_i) − α_adv·mean_i T²·KL_T(f̄_v(x_i) ‖ q(x_i))
+       + α_BN·L_BN(x),    with p_i the probability of y_i and T = 3: hard images count more;
+
+2. the votes learn from the pool of earlier epochs: after every batch
+   v ← clip(v − μ·δ^(epoch − 1)·sign ∂CE(f̄_v(x), y)/∂v), up to 1;
+3. the images of the lowest loss join the pool;
+4. the student is distilled on one shuffled pass over the pool, on images that were made harder:
+   x + ε·sign ∂⟨u, softmax(f̄_v(x)/4)⟩/∂x with u ~ U(−1, 1) (Tashiro et al., NeurIPS 2020).
+
+Preset ``paper`` is the script in the authors' code (rong-dai/Co-Boosting, ``co_boosting.sh``,
+otherwise the defaults of its parser): 200 epochs, 30 generator steps with Adam at 1e-3, α_oh = 1,
+α_adv = 1, α_BN = 0, h = 1, batch 128, 256 latent numbers, μ = 0.01, δ = 0.99, ε = 8/255 in
+normalized space, SGD at 0.01 with momentum 0.9 and weight decay 1e-4 along a cosine, temperature
+4, logits. ``quick`` is ours, for a CPU: fewer epochs, steps and channels, and our defaults for
+the student but for its rate.
+
+Deviations: votes start at 1/K as there, but stay above 0.001 instead of 0, so that their sum is
+never 0, and act within any combination rule. Last state of the student instead of the best on test
+data. Momentum is Nesterov's, and the cosine falls from step to step. Gradients are not clipped (10
+there). Augmentation is our flip and shift instead of flip and crop. Images are kept as float16
+instead of 8 bits. L_BN is averaged over the clients. The start of the student is an option. A pass
+leaves out what does not fill a batch. The generator adapts to any image size.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from oneround.ensemble import RULES, Ensemble, Rule
+from oneround.loop import Loop
+from oneround.methods import GlobalModel
+from oneround.run import Run
+from oneround.student import Learner, StudentOptions, new_student
+from oneround.study import Strict, Study
+from oneround.synthesis.bank import Pool
+from oneround.synthesis.generator import (
+    GeneratorOptions,
+    adversarial_term,
+    batch_norm_term,
+    fit_images,
+)
+from oneround.synthesis.watched import watch
+from oneround.training import augment
+
+NEEDS = "Nothing; client models with BatchNorm if bn_weight is not 0."
+
+
+class Options(Strict):
+    """Everything that can be chosen.
+
+    Attributes:
+        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
+            all sites share theirs, else ``probabilities``.
+        epochs: each adds one batch of images, and goes over all of them once.
+        synthesis_batch_size: images that each epoch adds.
+        batch_size: images in one step of the votes and of the student.
+        one_hot_weight: α_oh.
+        hardness: h.
+        adversarial_weight: α_adv.
+        bn_weight: α_BN; 0 where a client model has no BatchNorm.
+        vote_step: μ, by which a vote changes with one batch in the first epoch.
+        vote_decay: δ.
+        perturbation: ε, in units of the network input.
+        augment: random changes of every image from the pool.
+        checkpoint_every: epochs between checkpoints.
+        generator: the generator.
+        distillation: the student.
+    """
+
+    rule: Rule = "auto"
+    epochs: int = Field(default=10, ge=1)
+    synthesis_batch_size: int = Field(default=64, ge=2)
+    batch_size: int = Field(default=64, ge=2)
+    one_hot_weight: float = Field(default=1.0, ge=0)
+    hardness: float = Field(default=1.0, ge=0)
+    adversarial_weight: float = Field(default=1.0, ge=0)
+    bn_weight: float = Field(default=0.0, ge=0)
+    vote_step: float = Field(default=0.01, ge=0)
+    vote_decay: float = Field(default=0.99, gt=0, le=1)
+    perturbation: float = Field(default=8 / 255, ge=0)
+    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    checkpoint_every: int = Field(default=1, ge=1)
+    generator: GeneratorOptions = GeneratorOptions(width=32, steps=10)
+    distillation: StudentOptions = StudentOptions(learning_rate=0.01)
+
+
+PRESETS: dict[str, Strict] = {
+    "quick": Options(),
+    "paper": Options(
+        rule="logits",
+        epochs=200,
+        synthesis_batch_size=128,
+        batch_size=128,
+        checkpoint_every=10,
+        generator=GeneratorOptions(),
+        distillation=StudentOptions(
+            learning_rate=0.01, weight_decay=1e-4, schedule="cosine", start="scratch"
+        ),
+    ),
+}
+
+
+def coboosting(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+    """The method; it resumes after the last epoch that was kept."""
+    stage, size, classes = run.stage("distillation"), options.batch_size, len(study.classes)
+    student, architecture = new_student(ensemble, study, options.distillation, stage)
+    learner, pool = Learner(student, options.distillation, stage), Pool()
+    teacher = watch(ensemble.with_rule(options.rule), needed=options.bn_weight > 0)
+    votes = Votes(teacher)
+    parts = learner.parts | {"pool": pool, "votes": votes}
+    loop = Loop(stage, options.epochs, parts, keep_every=options.checkpoint_every)
+    for epoch in loop:
+        generator = stage.generator(epoch)
+        y = torch.randint(classes, (options.synthesis_batch_size,), generator=generator)
+        with learner.judging() as rival:
+            targets = stage.fabric.to_device(y)
+            judge = partial(judged, teacher, rival, targets=targets, options=options)
+            images, terms = fit_images(
+                loop, study.image, len(y), judge, options.generator, generator
+            )
+        step = options.vote_step * options.vote_decay ** (epoch - 1)
+        for x, known in pool.batches(size, generator):
+            if loop.over:
+                break
+            x = stage.fabric.to_device(augment(x, options.augment, generator))
+            with loop.meter.step("vote", len(x)):
+                votes.move(teacher, x, stage.fabric.to_device(known), step)
+        pool.add(images, y)
+        pooled, count = pool.batches(size, generator), pool.batches_in_pass(size)
+        batches = (augment(x, options.augment, generator) for x, _ in pooled)
+        change = partial(harder, teacher, size=options.perturbation, generator=generator)
+        entry = learner.learn_all(loop, batches, count, teacher, change)
+        named = {f"vote_{k + 1}": vote for k, vote in enumerate(votes.value.tolist())}
+        stage.curve.append({"epoch": epoch, "images": len(pool)} | terms | entry | named)
+    return GlobalModel(student.cpu().eval(), (architecture,))
+
+
+class Votes(nn.Module):
+    """The votes of an ensemble, which learn.
+
+    Attributes:
+        value: (K,), in [0.001, 1]; the same tensor as ``teacher.votes``.
+    """
+
+    value: torch.Tensor
+
+    def __init__(self, teacher: Ensemble) -> None:
+        super().__init__()
+        teacher.votes = torch.full_like(teacher.votes, 1 / len(teacher.votes))
+        self.register_buffer("value", teacher.votes)
+
+    def move(self, teacher: Ensemble, x: torch.Tensor, targets: torch.Tensor, step: float) -> None:
+        """One step, in which the cross-entropy of the teacher on ``x`` (B, C, H, W) falls."""
+        with torch.no_grad():
+            logits = teacher.client_logits(x).float()
+        votes = self.value.clone().requires_grad_()
+        log_p = RULES[teacher.rule](logits, teacher.weights, votes)
+        torch.autograd.backward(nn.functional.nll_loss(log_p, targets))
+        assert votes.grad is not None
+        self.value.sub_(step * votes.grad.sign()).clamp_(1e-3, 1)
+
+
+def judged(
+    teacher: Ensemble,
+    student: nn.Module,
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    options: Options,
+) -> dict[str, torch.Tensor]:
+    """The weighted terms of the loss of images ``x`` (B, C, H, W)."""
+    log_p, logits = teacher(x), student(x)
+    losses = nn.functional.nll_loss(log_p, targets, reduction="none")
+    hardness = (1 - (-losses.detach()).exp()) ** options.hardness
+    terms = {
+        "one_hot": options.one_hot_weight * (hardness * losses).mean(),
+        "adversarial": options.adversarial_weight * adversarial_term(log_p, logits, 3),
+    }
+    if options.bn_weight:
+        terms["batch_norm"] = options.bn_weight * batch_norm_term(teacher)
+    return terms
+
+
+def harder(
+    teacher: Ensemble, x: torch.Tensor, size: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Images ``x`` (B, C, H, W), every value moved by ``size`` so that the outputs of the ensemble
+    change along a random direction u."""
+    x = x.detach().requires_grad_()
+    p = (teacher(x) / 4).softmax(-1)
+    u = torch.rand(p.shape, generator=generator).to(p.device) * 2 - 1
+    torch.autograd.backward((u * p).sum())
+    assert x.grad is not None
+    return (x + size * x.grad.sign()).detach()

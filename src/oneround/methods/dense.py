@@ -1,0 +1,155 @@
+"""DENSE: generated images on which the client models agree and the student does not.
+
+Zhang et al., "DENSE: Data-free one-shot federated learning", NeurIPS 2022. In every epoch
+
+1. a new generator is fitted, for one batch of images x with random targets y, to
+
+       α_oh·CE(f̄(x̂), y) + α_BN·L_BN(x̂) − α_adv·mean_i m_i·KL(f̄(x̂_i) ‖ q(x̂_i))
+
+   with x̂ the augmented x, f̄ the combined client models, q the student, m_i = 1 where the two
+   decide for different classes, and L_BN the distance to the clients' BatchNorm statistics;
+2. the images of the lowest loss join the pool;
+3. the student is distilled on one shuffled pass over the augmented pool.
+
+Preset ``paper`` is the command in the README of the authors' code (zj-jayzhang/DENSE): 200 epochs,
+30 generator steps with Adam at 1e-3, all three weights 1, batch 256, 256 latent numbers, SGD at
+0.005 with momentum 0.9 and without weight decay, temperature 20 for the student and 1 in step 1,
+mean of logits. (The defaults of its parser are others: 10 epochs, 20 steps, weights 0, rate 0.01,
+temperature 1.) ``quick`` is ours, for a CPU: fewer epochs, steps and channels, and our
+defaults for the student but for its rate.
+
+Deviations: L_BN works, while in that code no BatchNorm layer is found and the term is zero; it is
+averaged over the clients, so that its weight means the same for any number of them. The student is
+in eval mode in step 1 from the first epoch on. Last state of the student instead of the best on
+test data. Momentum is Nesterov's. Augmentation is our flip and shift (up to 8 %, reflecting)
+instead of flip and crop (4 of 32 pixels, zeros). Images are kept as float16 instead of 8 bits, and
+networks see them in the study's normalization. The start of the student and the combination rule
+are options. A pass leaves out what does not fill a batch. The generator adapts to any image size.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from oneround.ensemble import Ensemble, Rule
+from oneround.loop import Loop
+from oneround.methods import GlobalModel
+from oneround.run import Run
+from oneround.student import Learner, StudentOptions, new_student
+from oneround.study import Strict, Study
+from oneround.synthesis.bank import Pool
+from oneround.synthesis.generator import (
+    GeneratorOptions,
+    adversarial_term,
+    batch_norm_term,
+    fit_images,
+)
+from oneround.synthesis.watched import watch
+from oneround.training import augment
+
+NEEDS = "Client models with BatchNorm, unless bn_weight is 0."
+
+
+class Options(Strict):
+    """Everything that can be chosen.
+
+    Attributes:
+        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
+            all sites share theirs, else ``probabilities``.
+        epochs: each adds one batch of images and distills on one pass over all of them.
+        synthesis_batch_size: images that each epoch adds.
+        batch_size: images in one step of the student.
+        one_hot_weight: α_oh.
+        bn_weight: α_BN; 0 where a client model has no BatchNorm.
+        adversarial_weight: α_adv.
+        augment: random changes of every image that the student and the generator's judges see.
+        checkpoint_every: epochs between checkpoints.
+        generator: the generator.
+        distillation: the student.
+    """
+
+    rule: Rule = "auto"
+    epochs: int = Field(default=14, ge=1)
+    synthesis_batch_size: int = Field(default=64, ge=2)
+    batch_size: int = Field(default=64, ge=2)
+    one_hot_weight: float = Field(default=1.0, ge=0)
+    bn_weight: float = Field(default=1.0, ge=0)
+    adversarial_weight: float = Field(default=1.0, ge=0)
+    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    checkpoint_every: int = Field(default=1, ge=1)
+    generator: GeneratorOptions = GeneratorOptions(width=32, steps=10)
+    distillation: StudentOptions = StudentOptions(learning_rate=0.005)
+
+
+PRESETS: dict[str, Strict] = {
+    "quick": Options(),
+    "paper": Options(
+        rule="logits",
+        epochs=200,
+        synthesis_batch_size=256,
+        batch_size=256,
+        checkpoint_every=10,
+        generator=GeneratorOptions(),
+        distillation=StudentOptions(
+            learning_rate=0.005,
+            weight_decay=0,
+            schedule="constant",
+            temperature=20,
+            start="scratch",
+        ),
+    ),
+}
+
+
+def dense(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+    """The method; it resumes after the last epoch that was kept."""
+    stage, size = run.stage("distillation"), options.batch_size
+    student, architecture = new_student(ensemble, study, options.distillation, stage)
+    learner, pool = Learner(student, options.distillation, stage), Pool()
+    ensemble = ensemble.with_rule(options.rule)
+    teacher, watched = ensemble.folded(), watch(ensemble, needed=options.bn_weight > 0)
+    classes, parts = len(study.classes), learner.parts | {"pool": pool}
+    loop = Loop(stage, options.epochs, parts, keep_every=options.checkpoint_every)
+    for epoch in loop:
+        generator = stage.generator(epoch)
+        y = torch.randint(classes, (options.synthesis_batch_size,), generator=generator)
+        with learner.judging() as rival:
+            targets = stage.fabric.to_device(y)
+            judge = partial(
+                judged, watched, rival, targets=targets, options=options, generator=generator
+            )
+            images, terms = fit_images(
+                loop, study.image, len(y), judge, options.generator, generator
+            )
+        pool.add(images, y)
+        known, count = pool.batches(size, generator), pool.batches_in_pass(size)
+        batches = (augment(x, options.augment, generator) for x, _ in known)
+        entry = learner.learn_all(loop, batches, count, teacher)
+        stage.curve.append({"epoch": epoch, "images": len(pool)} | terms | entry)
+    return GlobalModel(student.cpu().eval(), (architecture,))
+
+
+def judged(
+    watched: Ensemble,
+    student: nn.Module,
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    options: Options,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    """The weighted terms of the loss of images ``x`` (B, C, H, W)."""
+    x = augment(x, options.augment, generator)
+    log_p, logits = watched(x), student(x)
+    boundary = adversarial_term(log_p, logits, 1, boundary=True)
+    terms = {
+        "one_hot": options.one_hot_weight * nn.functional.nll_loss(log_p, targets),
+        "adversarial": options.adversarial_weight * boundary,
+    }
+    if options.bn_weight:
+        terms["batch_norm"] = options.bn_weight * batch_norm_term(watched)
+    return terms
