@@ -23,7 +23,13 @@ from torch import nn
 from oneround import models
 from oneround.ensemble import Client, Ensemble
 from oneround.study import ArchitectureSpec, ImageSpec
-from oneround.synthesis.inversion import InversionOptions, _judge, jitter, total_variation
+from oneround.synthesis.inversion import (
+    InversionOptions,
+    _in_turn,
+    _together,
+    jitter,
+    total_variation,
+)
 from oneround.synthesis.watched import watch
 
 CLASSES = 8
@@ -145,8 +151,10 @@ def synthesis(ensemble: Ensemble, x: torch.Tensor, asked: tuple[int, ...] | None
     watched, targets = watch(ensemble), torch.arange(len(x)) % CLASSES
 
     def loss_of(moved: torch.Tensor) -> torch.Tensor:
-        cross_entropy, distance = _judge(watched, moved, targets, asked, OPTIONS)
-        return cross_entropy + OPTIONS.bn_weight * distance
+        judge = _together if asked is None else _in_turn
+        everybody = tuple(range(len(ensemble.clients)))
+        terms = judge(watched, moved, targets, asked or everybody, OPTIONS)
+        return torch.stack(list(terms.values())).sum()
 
     return optimized(x, loss_of)
 

@@ -99,9 +99,9 @@ def test_each_batch_is_taught_once_and_comes_once_in_every_round() -> None:
     asked = []
 
     class Counting(Ensemble):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, chosen: Any = None) -> torch.Tensor:
             asked.append(x)
-            return super().forward(x)
+            return super().forward(x, chosen)
 
     chosen, stage = options(batches=3), Stage("distillation")
     teacher, adapted = Counting(clients(2)), Ensemble(clients(2)[::-1])
@@ -256,3 +256,22 @@ def test_teachers_do_not_change() -> None:
     train_student(ensemble, adapted, Samples(bank(), NOISE, chosen, stage), student, chosen, stage)
     for teacher in (ensemble, adapted):
         assert all(torch.equal(v, before[name]) for name, v in teacher.state_dict().items())
+
+
+def test_a_part_of_the_clients_teaches_each_batch() -> None:
+    seen = []
+
+    class Watched(Ensemble):
+        def forward(self, x: torch.Tensor, asked: Any = None) -> torch.Tensor:
+            seen.append(asked)
+            return super().forward(x, asked)
+
+    ensemble, stage = Ensemble(clients(4)), Stage("distillation")
+    watched = Watched(clients(4))
+    chosen = options(mix="none", batches=5, steps=10, asked=2)
+    lessons = Lessons(Samples(bank(), NOISE, chosen, stage), watched, watched, stage)
+    for number in range(5):
+        x, _, (original, _) = lessons.batch(number)
+        assert torch.allclose(original, ensemble(x, seen[number]), atol=1e-5)
+    assert all(len(asked) == 2 for asked in seen)
+    assert len(set(seen)) > 1

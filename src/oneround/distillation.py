@@ -39,6 +39,8 @@ class DistillationOptions(StudentOptions):
         beta: λ ~ Beta(beta_a, beta_b) is the weight of the bank image.
         weight_per: one λ for every ``image``; or one for a ``batch``, so that BatchNorm of the
             student sees one degree of noise at a time, as on FedISCA's trajectory.
+        asked: client models that teach a batch, drawn anew for each; 0: all. It makes the cost of
+            a step independent of the number of sites.
         teachers: ``both``, weighted by λ, or one of the two ensembles alone.
         noise_pool: structure noise images drawn ahead and used again in random positions.
         augment: random changes of every sample.
@@ -57,6 +59,7 @@ class DistillationOptions(StudentOptions):
     mix: Literal["noise", "bank", "none"] = "noise"
     beta: tuple[float, float] = (1.0, 1.0)
     weight_per: Literal["image", "batch"] = "image"
+    asked: int = Field(default=0, ge=0)
     teachers: Literal["both", "original", "noise-adapted"] = "both"
     noise_pool: int = Field(default=2048, ge=1)
     augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = (
@@ -138,7 +141,8 @@ class Lessons:
         x, weight = (fabric.to_device(self.stage.mine(part)) for part in drawn)
         answers = self.taught.get(number)
         if answers is None:
-            answers = _teach(self.ensemble, self.adapted, x, options)
+            asked = self.ensemble.draw(options.asked, self.stage.generator("asked", number))
+            answers = _teach(self.ensemble, self.adapted, x, options, asked)
             if options.batches:
                 self.taught[number] = answers
         return x, _teacher_weight(weight, options), answers
@@ -228,13 +232,17 @@ def _teacher_weight(weight: torch.Tensor, options: DistillationOptions) -> torch
 
 
 def _teach(
-    ensemble: Ensemble, adapted: Ensemble, x: torch.Tensor, options: DistillationOptions
+    ensemble: Ensemble,
+    adapted: Ensemble,
+    x: torch.Tensor,
+    options: DistillationOptions,
+    asked: tuple[int, ...] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of both teachers; a teacher that has no weight is not asked."""
     with torch.no_grad():
         alone = options.teachers != "both" or options.mix != "noise"
         if alone and options.teachers != "noise-adapted":
-            original = ensemble(x)
+            original = ensemble(x, asked)
             return original, original
-        other = adapted(x)
-        return (other if alone else ensemble(x)), other
+        other = adapted(x, asked)
+        return (other if alone else ensemble(x, asked)), other

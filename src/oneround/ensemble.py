@@ -136,17 +136,31 @@ class Ensemble(nn.Module):
         copied.votes = self.votes  # the same votes, also when they change
         return copied
 
-    def client_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Outputs of every client model, (K, B, classes)."""
-        return torch.stack([model(x) for model in self.models])
+    def client_logits(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
+        """Outputs of every client model, or of those that are asked, (K, B, classes)."""
+        asked = range(len(self.models)) if asked is None else asked
+        return torch.stack([self.models[k](x) for k in asked])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Combined log-probabilities, (B, classes), of network input (B, C, H, W)."""
-        return self.combine(self.client_logits(x).float())
+    def forward(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
+        """Combined log-probabilities, (B, classes), of network input (B, C, H, W).
 
-    def combine(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities, (B, classes), from the outputs of all client models."""
-        return RULES[self.rule](logits, self.weights, self.votes)
+        Where a random part of the clients is ``asked``, the sum that the rule takes over clients
+        is estimated without bias, but for its normalization over classes.
+        """
+        return self.combine(self.client_logits(x, asked).float(), asked)
+
+    def combine(self, logits: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
+        """Log-probabilities, (B, classes), from the outputs of the client models."""
+        if asked is None:
+            return RULES[self.rule](logits, self.weights, self.votes)
+        return RULES[self.rule](logits, self.weights[list(asked)], self.votes[list(asked)])
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[int, ...] | None:
+        """``count`` different clients at random; ``None``, which is all of them, for 0."""
+        clients = len(self.clients)
+        if not 0 < count < clients:
+            return None
+        return tuple(sorted(torch.randperm(clients, generator=generator)[:count].tolist()))
 
 
 def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:

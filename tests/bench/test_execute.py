@@ -60,7 +60,7 @@ def test_every_cell_becomes_a_row(folder: Path) -> None:
     assert found["fedavg"].flops == 0
     assert min(found["kang2025"].flops, found["2 rounds"].flops) > 0
     assert found["kang2025"].bytes_sent == found["fedavg"].bytes_sent < found["ensemble"].bytes_sent
-    assert "4/4 equal FLOPs, kang2025: colors, iid, seed 1" in told[-1]
+    assert "4/4 equal FLOPs, kang2025: colors, iid, 2 sites, seed 1" in told[-1]
     curves = table.read_curves(folder / "out")
     last = curves[found["kang2025"].cell][-1]
     assert last.accuracy == found["kang2025"].accuracy
@@ -124,7 +124,7 @@ def test_a_cell_that_fails_does_not_stop_the_rest(folder: Path) -> None:
     outcome = run(small, folder)
     assert (outcome.wanted, outcome.finished) == (2, 1)
     ((cell, reason),) = outcome.failed.items()
-    assert cell == "equal FLOPs, kang2025: colors, iid, seed 1"
+    assert cell == "equal FLOPs, kang2025: colors, iid, 2 sites, seed 1"
     assert "not finite" in reason
     assert list(rows(folder)) == ["fedavg"]
     assert run(small, folder).failed == outcome.failed, "it is tried again"

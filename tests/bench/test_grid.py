@@ -27,7 +27,7 @@ def test_a_file_is_the_grid_that_it_says(folder: Path) -> None:
     grid = list(cells(bench(), folder))
     assert len(grid) == len({cell.hash for cell in grid}) == 2 * 2 * 2
     assert [cell.setting.seed for cell in grid] == [1] * 4 + [2] * 4, "first seed first"
-    assert str(grid[1]) == "equal FLOPs, feddf: colors, iid, seed 1"
+    assert str(grid[1]) == "equal FLOPs, feddf: colors, iid, 2 sites, seed 1"
 
 
 def test_entries_can_be_restricted(folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_all_methods_share_the_client_models_of_a_setting(folder: Path) -> None:
     "changes",
     [
         {"seeds": [3, 4]},
-        {"sites": 3},
+        {"sites": [3]},
         {"architectures": ["resnet18:width=3"]},
         {"training": ["epochs=2", "batch_size=8"]},
         {"partitions": ["dirichlet-1", "dirichlet-2"]},

@@ -10,7 +10,7 @@ CONTENT: dict[str, Any] = {
     "title": "tiny",
     "partitions": ["iid", "dirichlet-0.6"],
     "seeds": [1, 2],
-    "sites": 2,
+    "sites": [2],
     "architectures": ["resnet18:width=2"],
     "training": ["epochs=1", "batch_size=8"],
     "data": [{"name": "colors", "path": "colors.npz", "public": "public.npz"}],

@@ -13,7 +13,7 @@ CONTENT = {
     "title": "Two on one",
     "partitions": ["iid"],
     "seeds": [1],
-    "sites": 2,
+    "sites": [2],
     "architectures": ["resnet18:width=2"],
     "training": ["epochs=1", "batch_size=8"],
     "data": [{"name": "colors", "path": "colors.npz"}],
@@ -39,7 +39,7 @@ def test_runs_and_writes_the_page(
     assert main(["bench", str(file), "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert f"page: {out / 'report.html'}" in captured.out
-    assert "2/2 all, kang2025: colors, iid, seed 1" in captured.err
+    assert "2/2 all, kang2025: colors, iid, 2 sites, seed 1" in captured.err
     assert "Two on one" in (out / "report.md").read_text()
 
     row = table.read_cells(out)[1]
@@ -60,7 +60,7 @@ def test_failed_cells_are_told_at_the_end(
     assert main(["bench", str(file), "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert "1 cell(s) failed" in error
-    assert "all, kang2025: colors, iid, seed 1: nowhere" in error
+    assert "all, kang2025: colors, iid, 2 sites, seed 1: nowhere" in error
     assert len(table.read_cells(tmp_path / "out")) == 1
 
 

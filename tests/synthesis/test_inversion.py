@@ -19,7 +19,8 @@ from oneround.synthesis import ImageBank, InversionOptions, synthesize
 from oneround.synthesis.inversion import (
     Batch,
     _asked,
-    _judge,
+    _in_turn,
+    _together,
     batches_of,
     class_mix,
     jitter,
@@ -113,11 +114,39 @@ def test_in_turn_every_client_gets_as_many_images_in_its_class_mix() -> None:
 
 def test_companions_are_others_drawn_anew() -> None:
     batch, generator = Batch(torch.arange(3), 1), seeded()
-    drawn = {_asked(batch, 4, options(companions=2), generator) for _ in range(60)}
+    four, two = Ensemble(clients(4)), Ensemble(clients(2))
+    drawn = {_asked(batch, four, options(companions=2), generator) for _ in range(60)}
     assert drawn == {(1, *pair) for pair in itertools.permutations((0, 2, 3), 2)}
-    assert _asked(batch, 4, options(companions=9), generator)[1:] != ()
-    assert _asked(batch, 1 + 1, options(companions=9), generator) == (1, 0)
-    assert _asked(Batch(torch.arange(3)), 4, options(), generator) is None
+    assert len(_asked(batch, four, options(companions=9), generator)) == 4
+    assert _asked(batch, two, options(companions=9), generator) == (1, 0)
+    together = Batch(torch.arange(3))
+    assert _asked(together, four, options(), generator) == (0, 1, 2, 3)
+    drawn = {_asked(together, four, options(asked=2), generator) for _ in range(60)}
+    assert drawn == set(itertools.combinations(range(4), 2))
+
+
+def test_a_part_of_the_clients_estimates_what_all_say() -> None:
+    """The mean over all parts is the whole: of probabilities and of the BatchNorm term."""
+    x, targets = torch.randn(4, *IMAGE.shape, generator=seeded()), torch.tensor([0, 1, 2, 2])
+    ensemble = Ensemble(clients(4), "probabilities")
+    watched, chosen = watch(ensemble), options(clients="together")
+    whole = _together(watched, x, targets, (0, 1, 2, 3), chosen)
+    parts = [
+        _together(watched, x, targets, part, chosen)["batch_norm"]
+        for part in itertools.combinations(range(4), 2)
+    ]
+    assert torch.stack(parts).mean().item() == pytest.approx(whole["batch_norm"].item(), rel=1e-4)
+    pairs = [ensemble(x, part).exp() for part in itertools.combinations(range(4), 2)]
+    assert torch.allclose(torch.stack(pairs).mean(0), ensemble(x).exp(), atol=1e-5)
+
+
+def test_asking_a_part_of_the_clients_costs_a_part() -> None:
+    costs = []
+    for asked in (0, 1):
+        stage = Stage("synthesis")
+        synthesize(Ensemble(clients(4)), STUDY, options(clients="together", asked=asked), stage)
+        costs.append(stage.cost.flops)
+    assert costs[1] < 0.5 * costs[0], "the hit rate is still that of all"
 
 
 def test_companions_count_by_their_share_of_the_class() -> None:
@@ -132,12 +161,12 @@ def test_companions_count_by_their_share_of_the_class() -> None:
         nn.functional.cross_entropy(client.model(x), targets, reduction="none")
         for client in members
     )
-    terms = _judge(watched, x, targets, (1, 0), options())
+    terms = _in_turn(watched, x, targets, (1, 0), options())
     found, distance = terms["cross_entropy"], terms["batch_norm"] / options().bn_weight
     share = torch.tensor([1.0, 0.5, 0.0, 0.0])
     assert found.item() == pytest.approx((other + share * own).mean().item(), rel=1e-4)
     assert distance.item() == pytest.approx(statistics_distance(watched.models[1], "sum").item())
-    alone = _judge(watched, x, targets, (1,), options())["cross_entropy"]
+    alone = _in_turn(watched, x, targets, (1,), options())["cross_entropy"]
     assert alone.item() == pytest.approx(other.mean().item(), rel=1e-4)
 
 

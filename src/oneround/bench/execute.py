@@ -176,7 +176,7 @@ def _row(cell: Cell, study: Study, metrics: Metrics, cost: Cost, sent: int) -> t
     return table.Cell(
         data=setting.source.name,
         partition=setting.partition,
-        sites=setting.bench.sites,
+        sites=setting.sites,
         seed=setting.seed,
         architecture=", ".join(map(str, study.architectures)),
         comparison=cell.entry.comparison,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -92,7 +93,7 @@ class Bench(Strict):
 
     Attributes:
         title: of the page.
-        sites: number of sites.
+        sites: numbers of sites.
         partitions: ``iid``, or ``dirichlet-BETA``.
         seeds: of partition, client training and method.
         preset: of network and training recipe at the sites.
@@ -105,7 +106,7 @@ class Bench(Strict):
 
     format: Literal[1] = 1
     title: str
-    sites: int = Field(default=5, ge=1)
+    sites: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(5,), min_length=1)
     partitions: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
     preset: str = "quick"
@@ -157,6 +158,7 @@ class Setting:
     bench: Bench
     source: DataSource
     partition: str
+    sites: int
     seed: int
     folder: Path
 
@@ -174,7 +176,7 @@ class Setting:
     def divide(self, splits: Splits, study: Study) -> dict[str, tuple[ImageSet, ImageSet | None]]:
         """The images of every site."""
         kind, beta = parse_partition(self.partition)
-        return simulation.divide(splits, study, self.bench.sites, kind, beta)
+        return simulation.divide(splits, study, self.sites, kind, beta)
 
     @property
     def hash(self) -> str:
@@ -185,7 +187,7 @@ class Setting:
                 "images": _fingerprint(self.source, self.folder, self.bench),
                 "study": study.model_dump(mode="json"),
                 "partition": self.partition,
-                "sites": self.bench.sites,
+                "sites": self.sites,
                 "threads": self.bench.threads,
             }
         )
@@ -232,24 +234,23 @@ class Cell:
         setting = self.setting
         return (
             f"{self.entry.comparison}, {self.entry.label}: {setting.source.name}, "
-            f"{setting.partition}, seed {setting.seed}"
+            f"{setting.partition}, {setting.sites} sites, seed {setting.seed}"
         )
 
 
 def cells(bench: Bench, folder: Path) -> Iterator[Cell]:
     """All cells; seed by seed, so that an unfinished grid has all methods on the first ones."""
-    for seed in bench.seeds:
-        for source in bench.data:
-            for partition in bench.partitions:
-                setting = Setting(bench, source, partition, seed, folder)
-                for entry in bench.entries:
-                    wanted = (
-                        (source.name, entry.data),
-                        (partition, entry.partitions),
-                        (seed, entry.seeds),
-                    )
-                    if all(not only or value in only for value, only in wanted):
-                        yield Cell(setting, entry)
+    places = itertools.product(bench.seeds, bench.data, bench.partitions, bench.sites)
+    for seed, source, partition, sites in places:
+        setting = Setting(bench, source, partition, sites, seed, folder)
+        for entry in bench.entries:
+            wanted = (
+                (source.name, entry.data),
+                (partition, entry.partitions),
+                (seed, entry.seeds),
+            )
+            if all(not only or value in only for value, only in wanted):
+                yield Cell(setting, entry)
 
 
 def parse_partition(text: str) -> tuple[Partition, float]:

@@ -48,6 +48,9 @@ class InversionOptions(Strict):
         batch_size: at most so many images are made together, and share one BatchNorm term.
         clients: whether a batch is made from all client models ``together`` or from one of
             them, ``in-turn``.
+        asked: for ``together``: client models that judge each step, drawn anew; 0: all. Their
+            BatchNorm terms count K/asked times, so that their sum over all K is estimated
+            without bias.
         companions: for ``in-turn``: other clients whose cross-entropy counts in each step.
         steps: optimization steps.
         learning_rate: of Adam on the pixels, with betas (0.5, 0.9).
@@ -63,6 +66,7 @@ class InversionOptions(Strict):
     images: int = Field(default=640, ge=1)
     batch_size: int = Field(default=128, ge=2)
     clients: Literal["together", "in-turn"] = "in-turn"
+    asked: int = Field(default=0, ge=0)
     companions: int = Field(default=1, ge=0)
     steps: int = Field(default=150, ge=1)
     learning_rate: float = Field(default=0.05, gt=0)
@@ -210,10 +214,14 @@ def trajectory(
     limits = study.image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
     optimizer = torch.optim.Adam([x], lr=options.learning_rate, betas=(0.5, 0.9))
     for _ in range(options.steps):
-        asked = _asked(batch, len(watched.clients), options, generator)
+        asked = _asked(batch, watched, options, generator)
+        networks = tuple(sorted(str(watched.clients[k].architecture) for k in asked))
         moved = jitter(x, options.jitter, generator)
-        with meter.step("invert", size, asked, competitor is None), stage.fabric.autocast():
-            terms = _judge(watched, moved, targets, asked, options, competitor)
+        with meter.step("invert", size, networks, competitor is None), stage.fabric.autocast():
+            if batch.client is None:
+                terms = _together(watched, moved, targets, asked, options, competitor)
+            else:
+                terms = _in_turn(watched, moved, targets, asked, options)
             terms["total_variation"] = options.tv_weight * total_variation(x)
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad()
@@ -261,32 +269,46 @@ def _shard(
 
 
 def _asked(
-    batch: Batch, clients: int, options: InversionOptions, generator: torch.Generator
-) -> tuple[int, ...] | None:
-    """Clients that judge this step, the one whose turn it is first; ``None``: all together."""
+    batch: Batch, watched: Ensemble, options: InversionOptions, generator: torch.Generator
+) -> tuple[int, ...]:
+    """Clients that judge this step, the one whose turn it is first."""
+    clients = range(len(watched.clients))
     if batch.client is None:
-        return None
-    others = [k for k in range(clients) if k != batch.client]
+        return watched.draw(options.asked, generator) or tuple(clients)
+    others = [k for k in clients if k != batch.client]
     drawn = torch.randperm(len(others), generator=generator)[: options.companions]
     return batch.client, *(others[i] for i in drawn.tolist())
 
 
-def _judge(
-    watched: Watched,
+def _together(
+    watched: Ensemble,
     x: torch.Tensor,
     targets: torch.Tensor,
-    asked: tuple[int, ...] | None,
+    asked: tuple[int, ...],
     options: InversionOptions,
     competitor: Competitor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What the client models say of images ``x`` (B, C, H, W); see the top."""
-    if asked is None:
-        log_p = watched(x)
-        terms = {"cross_entropy": nn.functional.nll_loss(log_p, targets)}
-        if competitor is not None:
-            terms["competition"] = competitor(x, log_p)
-        distance = statistics_distance(watched, options.bn_reduction)
-        return terms | {"batch_norm": options.bn_weight * distance}
+    """What the ensemble of the clients that are asked says of images ``x`` (B, C, H, W)."""
+    everybody = len(asked) == len(watched.clients)
+    log_p = watched(x, None if everybody else asked)
+    terms = {"cross_entropy": nn.functional.nll_loss(log_p, targets)}
+    if competitor is not None:
+        terms["competition"] = competitor(x, log_p)
+    judges = watched.models if everybody else nn.ModuleList(watched.models[k] for k in asked)
+    distance = statistics_distance(judges, options.bn_reduction)
+    if options.bn_reduction == "sum":
+        distance = distance * (len(watched.clients) / len(asked))
+    return terms | {"batch_norm": options.bn_weight * distance}
+
+
+def _in_turn(
+    watched: Watched,
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    asked: tuple[int, ...],
+    options: InversionOptions,
+) -> dict[str, torch.Tensor]:
+    """What the client whose turn it is and its companions say of images ``x`` (B, C, H, W)."""
     shares = watched.weights / watched.weights.amax(0)
     cross_entropy = torch.zeros((), device=x.device)
     for k in asked:
