@@ -125,6 +125,8 @@ def test_one_cycle_is_torchs(steps: int) -> None:
 def test_other_schedules() -> None:
     assert learning_rate("constant", 0.3, 7, 10) == 0.3
     assert [learning_rate("cosine", 0.2, p, 4) for p in (0, 2, 4)] == pytest.approx([0.2, 0.1, 0])
+    steps = [learning_rate("step", 0.2, p, 4) for p in (0, 1.9, 2, 2.9, 3, 4)]
+    assert steps == pytest.approx([0.2, 0.2, 0.02, 0.02, 0.002, 0.002])
 
 
 def test_one_step_is_torchs_sgd_on_the_divergence() -> None:

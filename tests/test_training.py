@@ -264,6 +264,7 @@ def test_schedules() -> None:
         return found
 
     assert rates("constant") == [0.2] * 10
+    assert rates("step") == pytest.approx([0.2] * 5 + [0.02] * 2 + [0.002] * 3)
     one_cycle = rates("one-cycle")
     assert max(one_cycle) == pytest.approx(0.2, rel=0.05)
     assert one_cycle.index(max(one_cycle)) in (2, 3)

@@ -116,7 +116,7 @@ class TrainingSpec(Strict):
     learning_rate: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
-    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    schedule: Literal["one-cycle", "constant", "step"] = "one-cycle"
     class_weighted: bool = False
     augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
@@ -223,7 +223,7 @@ def preset(name: str, image: ImageSpec) -> tuple[ArchitectureSpec, TrainingSpec]
     if name == "quick":
         return ArchitectureSpec(arguments={"width": 16, "stem": stem}), TrainingSpec()
     if name == "paper":
-        training = TrainingSpec(epochs=100, batch_size=128, learning_rate=1e-3, schedule="constant")
+        training = TrainingSpec(epochs=100, batch_size=128, learning_rate=1e-3, schedule="step")
         return ArchitectureSpec(arguments={"width": 64, "stem": stem}), training
     raise OneRoundError(f"there is no preset {name!r}.", remedy="Presets are quick and paper.")
 
