@@ -114,6 +114,8 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     assert caught.value.file == str(tmp_path / "bad.toml")
 
 
-@pytest.mark.parametrize("path", sorted(Path("benchmarks").glob("*.toml")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml")), ids=str
+)
 def test_shipped_benchmarks_are_valid(path: Path) -> None:
     assert Bench.read(path).entries

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from oneround import methods
 from oneround.bench import table
 from oneround.cli import main
 from oneround.study import to_toml
@@ -70,3 +71,17 @@ def test_missing_data_is_named(
     arguments = ["bench", str(file), "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")]
     assert main(arguments) == 1
     assert "colors.npz" in capsys.readouterr().err
+
+
+def test_the_smoke_benchmark_runs(tmp_path: Path) -> None:
+    """Every method of the package, and the page."""
+    smoke = Path(__file__).parents[2] / "benchmarks" / "smoke.toml"
+    assert main(["bench", str(smoke), "--out", str(tmp_path)]) == 0
+    rows = table.read_cells(tmp_path)
+    without_public_images = set(methods.names()) - {"feddf"}
+    assert {row.method for row in rows} == without_public_images
+    assert len({row.clients for row in rows}) == 2, "two partitions, and the same for all methods"
+    limited = [row.flops for row in rows if row.comparison == "equal FLOPs"]
+    assert len(limited) == 12
+    assert max(limited) < 1.1 * min(limited)
+    assert "kang2025" in (tmp_path / "report.md").read_text()
