@@ -78,6 +78,7 @@ def test_unlabeled_images_in_a_folder(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pictures", images(6))
     for number, file in enumerate(sorted(folder.rglob("*.png"))):
         file.rename(folder / f"{number}.png")
+    assert len(read_unlabeled(write_npz(tmp_path / "a.npz", splits()), IMAGE, "val")) == 12
     found = read_unlabeled(folder, IMAGE)
     assert found.shape == (6, *IMAGE.shape)
     assert 0 <= found.min() < found.max() <= 1

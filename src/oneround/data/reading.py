@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -92,20 +93,28 @@ def read_splits(
     return _splits(images, names, image, skipped)
 
 
-def read_unlabeled(path: str | os.PathLike[str], image: ImageSpec) -> torch.Tensor:
+def read_unlabeled(
+    path: str | os.PathLike[str], image: ImageSpec, split: Literal["train", "val"] = "train"
+) -> torch.Tensor:
     """Images alone, pixels in [0, 1], (N, C, H, W) ``float32``.
 
     Args:
-        path: a MedMNIST ``.npz`` file or a CSV file, of which the training images are taken; or
-            a folder, of which every image below it is.
+        path: a MedMNIST ``.npz`` file or a CSV file, of which one ``split`` is taken; or a
+            folder, of which every image below it is.
         image: channels and size to convert to.
+        split: of a file.
 
     Raises:
         OneRoundError: the source is missing or malformed, or an image cannot be read.
     """
     folder = Path(path)
     if not folder.is_dir():
-        return read_splits(path, image=image).train.pixels()
+        images = getattr(read_splits(path, image=image), split)
+        if images is None or not len(images):
+            raise OneRoundError(
+                f"there is no image in the split {split}.", file=path, remedy="Take another split."
+            )
+        return images.pixels()  # type: ignore[no-any-return]
     listed = [ListedFile(file, "") for file in files_below(folder)]
     images, unreadable = _read_all(listed, image)
     if unreadable or not images:

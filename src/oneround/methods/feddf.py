@@ -38,6 +38,7 @@ class Options(Strict):
     Attributes:
         public: the public images: a folder, a MedMNIST file or a CSV list. Labels, if there are
             any, are not used.
+        split: of a file with splits, which one.
         rule: how the outputs of the client models become one.
         steps: optimization steps.
         batch_size: public images in each.
@@ -46,6 +47,7 @@ class Options(Strict):
     """
 
     public: str = ""
+    split: Literal["train", "val"] = "train"
     rule: Rule = "logits"
     steps: int = Field(default=10_000, ge=1)
     batch_size: int = Field(default=64, ge=2)
@@ -75,7 +77,7 @@ def feddf(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Globa
         )
     ensemble = ensemble.with_rule(options.rule)
     teacher = ensemble.folded()
-    images = study.image.normalize(read_unlabeled(options.public, study.image))
+    images = study.image.normalize(read_unlabeled(options.public, study.image, options.split))
     stage = run.stage("distillation")
     student, architecture = new_student(ensemble, study, options.distillation, stage)
     learner = Learner(student, options.distillation, stage)
