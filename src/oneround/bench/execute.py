@@ -284,6 +284,8 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 
 def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "KilledWorker":
+        return "the process that worked on it has died; is there enough memory?"
     return str(error) if isinstance(error, OneRoundError) else f"{type(error).__name__}: {error}"
 
 
