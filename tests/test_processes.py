@@ -142,3 +142,14 @@ def test_synchronized_batch_norm_of_one_process_is_torchs() -> None:
     x = torch.randn(6, *IMAGE.shape, generator=seeded())
     assert torch.equal(one(x), other(x))
     assert equal(one, other)
+
+
+@pytest.mark.parametrize("method", ["fedisca"])
+def test_other_methods_share_the_learning(folder: Path, method: str) -> None:
+    sets = ["epochs=2", "inversion.images=8", "inversion.steps=3", "distillation.start=scratch"]
+    settings = [part for change in sets for part in ("--set", change)]
+    for out, devices in (("1", "1"), ("2", "2")):
+        arguments = command(folder, method + out, "--devices", devices, "--method", method)
+        finish([*arguments[: arguments.index("--set")], *settings])
+    one, two = outputs(folder / f"{method}1"), outputs(folder / f"{method}2")
+    assert torch.allclose(two, one, atol=1e-3)

@@ -119,7 +119,7 @@ def dafl(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Global
                 adam.zero_grad()
                 stage.fabric.backward(torch.stack(list(terms.values())).sum())
             adam.step()
-            entry = learner.learn(loop, x.detach(), log_p.detach())
+            entry = learner.learn(loop, stage.mine(x.detach()), stage.mine(log_p.detach()))
             if loop.over:
                 break
         logged = {name: term.item() for name, term in terms.items()}

@@ -86,7 +86,7 @@ def feddf(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Globa
         generator = stage.generator(step)
         chosen = torch.randint(len(images), (options.batch_size,), generator=generator)
         x = augment(images[chosen], options.augment, generator)
-        x = stage.fabric.to_device(x)
+        x = stage.fabric.to_device(stage.mine(x))
         with loop.meter.step("teach"), torch.no_grad():
             log_p = teacher(x)
         entry = learner.learn(loop, x, log_p)

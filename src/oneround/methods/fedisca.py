@@ -92,6 +92,7 @@ def fedisca(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Glo
         )
         for step, (x, terms) in enumerate(way):  # noqa: B007
             loop.within = step / options.inversion.steps
+            x = stage.mine(x)
             share = torch.full((len(x),), loop.within, device=x.device)
             with loop.meter.step("teach"), torch.no_grad():
                 original, other = teacher(x), adapted(x)
