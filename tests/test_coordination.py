@@ -161,3 +161,20 @@ def test_sites_that_keep_their_counts(tmp_path: Path) -> None:
     distill(study, [submission], out=tmp_path / "run", method="ensemble")
     assert Results.read(tmp_path / "run").class_counts is None
     assert load_model(tmp_path / "run").model.rule == "probabilities"
+
+
+def test_a_limit_of_flops_ends_the_method(tmp_path: Path, submissions: list[Submission]) -> None:
+    options = methods.get("kang2025").resolve("quick", [*KANG2025, "distillation.steps=50"])
+    distill(STUDY, submissions, out=tmp_path / "whole", options=options)
+    whole = sum(Results.read(tmp_path / "whole").cost[p].flops for p in PHASES)  # type: ignore[union-attr]
+    limit = 0.5 * whole
+    distill(STUDY, submissions, out=tmp_path / "half", options=options, flops=limit)
+    half = Results.read(tmp_path / "half")
+    spent = sum(half.cost[phase].flops for phase in PHASES)  # type: ignore[union-attr]
+    assert limit <= spent < 1.1 * limit
+    assert half.options["flops"] == limit
+    with pytest.raises(OneRoundError, match="other options: flops"):
+        distill(STUDY, submissions, out=tmp_path / "half", options=options, resume=True)
+
+
+PHASES = ("synthesis", "adaptation", "distillation")

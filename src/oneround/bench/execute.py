@@ -245,11 +245,13 @@ def _with_dask(
     with _client(workers, scheduler) as client:
         trained: dict[str, Any] = {}
         futures = {}
-        for key, cell in missing.items():
-            name = cell.setting.hash
+        for number, (key, cell) in enumerate(missing.items()):
+            name, first = cell.setting.hash, {"priority": -number}
             if name not in trained:
-                trained[name] = client.submit(train_clients, cell.setting, out, key=f"train-{name}")
-            future = client.submit(run_cell, cell, trained[name], out, command, key=f"cell-{key}")
+                work = (train_clients, cell.setting, out)
+                trained[name] = client.submit(*work, key=f"train-{name}", **first)
+            cell_work = (run_cell, cell, trained[name], out, command)
+            future = client.submit(*cell_work, key=f"cell-{key}", **first)
             futures[future] = key
         for future in as_completed(list(futures)):
             error = future.exception()
@@ -280,7 +282,10 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=None,
+            dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster) as client,
     ):
