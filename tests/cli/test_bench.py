@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from oneround import methods
-from oneround.bench import table
+from oneround.bench import statistics, table
 from oneround.cli import main
 from oneround.study import to_toml
 from tiny import KANG2025, splits, write_npz
@@ -85,3 +86,16 @@ def test_the_smoke_benchmark_runs(tmp_path: Path) -> None:
     assert len(limited) == 12
     assert max(limited) < 1.1 * min(limited)
     assert "kang2025" in (tmp_path / "report.md").read_text()
+
+
+def test_without_scipy_nothing_is_started(
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    statistics._scipy_stats.cache_clear()
+    assert main(["bench", str(file), "--out", str(tmp_path / "out")]) == 1
+    assert "pip install" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -212,6 +212,15 @@ def _interval(whole: Spread) -> tuple[float, float] | None:
     return float(whole.mean - reach), float(whole.mean + reach)
 
 
+def require_scipy() -> None:
+    """Say before the work, not after it, that the page cannot be written.
+
+    Raises:
+        OneRoundError: SciPy is not installed.
+    """
+    _scipy_stats()
+
+
 @cache
 def _scipy_stats() -> Any:
     """SciPy is needed for pages of benchmarks alone, so it is an extra."""

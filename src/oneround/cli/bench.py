@@ -11,6 +11,7 @@ import typer
 from oneround.bench.execute import run_bench
 from oneround.bench.grid import Bench
 from oneround.bench.page import write_page
+from oneround.bench.statistics import require_scipy
 from oneround.cli.console import ProgressBars, err, say
 
 
@@ -43,6 +44,7 @@ def bench(
 
     Example: `oneround bench benchmarks/cpu.toml --data data --out benchmarks/cpu --workers 2`
     """
+    require_scipy()
     content = Bench.read(file)
     if not page_only:
         command = ["oneround", "bench", str(file), *(["--data", str(data)] if data else [])]
