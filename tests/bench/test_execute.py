@@ -101,6 +101,27 @@ def test_what_is_finished_is_not_done_again(folder: Path, monkeypatch: pytest.Mo
     assert run(bench(**SMALL), folder, "copy") == Outcome(4, 4), "a table alone is enough"
 
 
+def test_a_setting_is_never_compared_on_two_sets_of_client_models(folder: Path) -> None:
+    """Another machine rounds otherwise, so client models trained anew are other models."""
+    small = bench(**SMALL | {"entries": ENTRIES[:3]})
+    run(small, folder)
+    finished = table.read_cells(folder / "out")
+    other = folder / "other"
+    other.mkdir()
+    for row in finished[:2]:
+        table.append_cell(other, row.model_copy(update={"clients": "another machine's"}), [])
+    told: list[str] = []
+    assert run(small, folder, "other", tell=told.append) == Outcome(3, 3)
+    assert (
+        told[0] == "colors, iid, 2 sites, seed 1: 2 cells again, their client models are not here"
+    )
+    again = {row.entry: row.clients for row in table.read_cells(other)}
+    assert again == {row.entry: row.clients for row in finished}
+    told.clear()
+    run(small, folder, "other", tell=told.append)
+    assert told == ["3 of 3 cells are finished already"]
+
+
 @pytest.mark.parametrize("stage", ["training", "synthesis", "distillation"])
 def test_an_interrupted_benchmark_goes_on(folder: Path, stage: str) -> None:
     small = bench(**SMALL | {"entries": ENTRIES[1:]})

@@ -132,3 +132,16 @@ def test_without_scipy(monkeypatch):
     with pytest.raises(OneRoundError, match=r"oneround\[bench\]"):
         ranks(grid(x="a: 0.5"))
     statistics._scipy_stats.cache_clear()
+
+
+def test_only_cells_on_the_same_client_models_are_compared():
+    rows = [
+        cell(entry="x", clients="old"),
+        cell(entry="y", clients="old", comparison="reference"),
+        cell(entry="y", clients="old", seed=1),
+        cell(entry="z", clients="new"),
+    ]
+    found = comparisons(rows)
+    assert {name: [(c.entry, c.seed) for c in group] for name, group in found.items()} == {
+        "published": [("y", 1), ("z", 0)]
+    }

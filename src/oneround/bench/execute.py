@@ -7,7 +7,7 @@ cluster object starts workers on Slurm, PBS or Kubernetes (dask-jobqueue, dask-k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,12 @@ from filelock import FileLock, Timeout
 
 from oneround import methods, models
 from oneround.bench import table
-from oneround.bench.grid import Bench, Cell, Setting, cells
+from oneround.bench.grid import Bench, Cell, Setting, cells, content_hash
 from oneround.coordination import limit, make_global_model
 from oneround.cost import Cost
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate
+from oneround.files import write_atomic
 from oneround.methods import GlobalModel
 from oneround.run import Run
 from oneround.simulation import train_sites
@@ -30,6 +31,7 @@ from oneround.stage import Observer, Progress, silent
 from oneround.study import Study
 from oneround.submission import Submission, read_submissions
 
+IDENTITY = "identity"  #: file beside client models; it is there once all of them are
 Finished = tuple[table.Cell, list[table.CurvePoint]]
 
 
@@ -88,7 +90,7 @@ def run_bench(
                 f"there is no cell {sorted(set(only) - set(wanted))[0]} in this benchmark.",
                 remedy="Cells are listed in cells.csv; did the file or the data change?",
             )
-        known = {row.cell for row in table.read_cells(out)}
+        known = _finished(grid, out, tell)
         outcome = Outcome(len(wanted), len(known & wanted.keys()))
         missing = {key: cell for key, cell in wanted.items() if key not in known}
         tell(f"{outcome.finished} of {outcome.wanted} cells are finished already")
@@ -111,22 +113,60 @@ def run_bench(
 
 
 def train_clients(setting: Setting, out: Path, progress: Progress = silent) -> Path:
-    """The folder of the submissions of a setting; trained at the first call."""
+    """The folder of the client models of a setting; trained at the first call."""
     splits, study = setting.load()
-    folder = out / "clients" / setting.hash
-    done = folder / "done"
-    if not done.exists():
+    folder = _clients(setting, out)
+    if _identity(folder) is None:
         torch.set_num_threads(setting.bench.threads)
         configuration = {"study": study.model_dump(mode="json"), "partition": setting.partition}
         resume = (folder / "configuration.json").exists()
         with Run(folder, configuration, seed=study.seed, resume=resume, progress=progress) as run:
             train_sites(run, study, setting.divide(splits, study))
-        done.touch()
-    return folder / "submissions"
+        manifests = [submission.manifest for submission in _handed_in(folder, study)]
+        identity = content_hash({m.site: m.weights_sha256 for m in manifests})
+        write_atomic(folder / IDENTITY, identity.encode())
+    return folder
+
+
+def _clients(setting: Setting, out: Path) -> Path:
+    return out / "clients" / setting.hash
+
+
+def _handed_in(clients: Path, study: Study) -> list[Submission]:
+    return read_submissions(sorted((clients / "submissions").glob("*.oneround")), study)
+
+
+def _identity(clients: Path) -> str | None:
+    """Hash of the weights of the client models; ``None`` while they are not trained."""
+    path = clients / IDENTITY
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _finished(grid: Mapping[str, Cell], out: Path, tell: Callable[[str], None]) -> set[str]:
+    """The cells that need not be run.
+
+    All cells of a setting must rest on the same client models. Trained anew on another machine,
+    which rounds otherwise, they are other models: a setting whose cells are not all there, and
+    whose client models are not in ``out`` any more, is run again.
+    """
+    rows = {row.cell: row.clients for row in table.read_cells(out) if row.cell in grid}
+    settings: dict[Setting, set[str]] = {}
+    for key, cell in grid.items():
+        settings.setdefault(cell.setting, set()).add(key)
+    finished: set[str] = set()
+    for setting, keys in settings.items():
+        done = keys & rows.keys()
+        whole = done == keys and len({rows[key] for key in keys}) == 1
+        here = _identity(_clients(setting, out))
+        kept = done if whole else {key for key in done if rows[key] == here}
+        if len(kept) < len(done):
+            tell(f"{setting}: {len(done - kept)} cells again, their client models are not here")
+        finished |= kept
+    return finished
 
 
 def run_cell(
-    cell: Cell, submissions: Path, out: Path, command: str, progress: Progress = silent
+    cell: Cell, clients: Path, out: Path, command: str, progress: Progress = silent
 ) -> Finished:
     """Make and measure one global model; an interrupted cell goes on where it was."""
     setting, method = cell.setting, methods.get(cell.entry.method)
@@ -134,7 +174,7 @@ def run_cell(
     splits, study = setting.load()
     assert splits.test is not None
     test, options, key = splits.test, cell.options(), cell.hash
-    handed_in = read_submissions(sorted(submissions.glob("*.oneround")), study)
+    handed_in = _handed_in(clients, study)
     configuration = {
         "study": study.model_dump(mode="json"),
         "method": method.name,
@@ -149,7 +189,8 @@ def run_cell(
             "balanced_accuracy": metrics.balanced_accuracy,
         }
 
-    folder = out / "runs" / key
+    identity = _identity(clients)
+    folder = out / "runs" / f"{key}-{identity}"
     with Run(
         folder,
         configuration,
@@ -163,7 +204,8 @@ def run_cell(
         made = make_global_model(run, study, handed_in, method, options)
         metrics = evaluate(made.model, test, study.image, resamples=0)
         row = _row(cell, study, metrics, run.spent(), _bytes(made, handed_in))
-        row = row.model_copy(update={"cell": key, "command": f"{command} --only {key}"})
+        names = {"clients": identity, "cell": key, "command": f"{command} --only {key}"}
+        row = row.model_copy(update=names)
         curve = [table.CurvePoint.model_validate(point) for point in run.observed()]
     end = {"accuracy": row.accuracy, "balanced_accuracy": row.balanced_accuracy}
     last = table.CurvePoint.model_validate(end | {"flops": row.flops, "seconds": row.seconds})
@@ -191,7 +233,7 @@ def _row(cell: Cell, study: Study, metrics: Metrics, cost: Cost, sent: int) -> t
         seconds=round(cost.seconds, 1),
         peak_memory_bytes=cost.peak_memory_bytes,
         bytes_sent=sent,
-        clients=setting.hash,
+        clients="-",
         cell="-",
         command="",
     )
@@ -228,8 +270,8 @@ def _here(
     try:
         for key, cell in missing.items():
             try:
-                submissions = train_clients(cell.setting, out, progress)
-                yield key, run_cell(cell, submissions, out, command, progress)
+                clients = train_clients(cell.setting, out, progress)
+                yield key, run_cell(cell, clients, out, command, progress)
             except Exception as error:  # whatever it is, the other cells go on
                 yield key, _reason(error)
     finally:

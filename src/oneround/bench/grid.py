@@ -182,7 +182,7 @@ class Setting:
     def hash(self) -> str:
         """Of everything that decides the client models."""
         _, study = self.load()
-        return _hash(
+        return content_hash(
             {
                 "images": _fingerprint(self.source, self.folder, self.bench),
                 "study": study.model_dump(mode="json"),
@@ -191,6 +191,9 @@ class Setting:
                 "threads": self.bench.threads,
             }
         )
+
+    def __str__(self) -> str:
+        return f"{self.source.name}, {self.partition}, {self.sites} sites, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ class Cell:
         options = self.options().model_dump(mode="json")
         if self._public is not None:
             options["public"] = self.setting.source.public  # wherever the data folder is
-        return _hash(
+        return content_hash(
             {
                 "setting": self.setting.hash,
                 "method": self.entry.method,
@@ -231,11 +234,7 @@ class Cell:
         )
 
     def __str__(self) -> str:
-        setting = self.setting
-        return (
-            f"{self.entry.comparison}, {self.entry.label}: {setting.source.name}, "
-            f"{setting.partition}, {setting.sites} sites, seed {setting.seed}"
-        )
+        return f"{self.entry.comparison}, {self.entry.label}: {self.setting}"
 
 
 def cells(bench: Bench, folder: Path) -> Iterator[Cell]:
@@ -306,6 +305,7 @@ def _fingerprint(source: DataSource, folder: Path, bench: Bench) -> str:
     return digest.hexdigest()
 
 
-def _hash(content: dict[str, Any]) -> str:
+def content_hash(content: dict[str, Any]) -> str:
+    """Short, and equal for equal content."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

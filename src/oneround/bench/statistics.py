@@ -1,7 +1,8 @@
 """Means, paired differences, ranks and fronts over the cells of a benchmark.
 
 Every function takes the cells of one comparison. Of cells that differ in nothing but their hash
-(the same setting, entry and seed, e.g. run again with another version) the last one counts.
+(the same setting, entry and seed, e.g. run again with another version) the last one counts, and
+of cells of one setting and seed those that rest on the same client models as the last one.
 """
 
 from __future__ import annotations
@@ -66,15 +67,18 @@ class Difference:
 
 
 def comparisons(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """The cells of each comparison, without those that a later cell replaces."""
+    """The cells of each comparison that can be compared."""
     last: dict[tuple[object, ...], Cell] = {}
+    clients: dict[tuple[Setting, int], str] = {}
     for cell in cells:
         key = (cell.comparison, setting_of(cell), cell.entry, cell.seed)
         last.pop(key, None)
         last[key] = cell
+        clients[setting_of(cell), cell.seed] = cell.clients
     groups: dict[str, list[Cell]] = {}
     for cell in last.values():
-        groups.setdefault(cell.comparison, []).append(cell)
+        if cell.clients == clients[setting_of(cell), cell.seed]:
+            groups.setdefault(cell.comparison, []).append(cell)
     return dict(sorted(groups.items()))
 
 

@@ -34,7 +34,8 @@ class Cell(Strict):
         entry: the method with its options, as it is called in tables.
         auroc: ``None`` where it is not defined.
         worst_class: the smallest recall of a class.
-        clients: hash of the client models, which all entries of one setting and seed share.
+        clients: hash of the weights of the client models, the same for all entries of one
+            setting and seed.
         cell: hash; different for every row.
         command: repeats this cell.
     """
