@@ -30,7 +30,7 @@ from oneround.cost import Cost
 from oneround.evaluation import Metrics
 from oneround.methods import Method
 from oneround.results import Models, Results
-from oneround.study import ArchitectureSpec, ImageSpec, Study, TrainingSpec
+from oneround.study import ArchitectureSpec, HandIn, ImageSpec, Study, TrainingSpec
 from oneround.submission import Manifest, Submission, TrainingSummary
 
 ROOT = Path(__file__).parents[1]
@@ -283,7 +283,7 @@ def test_every_option_is_in_the_table(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "model"),
-    list(enumerate((Study, ImageSpec, ArchitectureSpec, TrainingSpec))),
+    list(enumerate((Study, HandIn, ImageSpec, ArchitectureSpec, TrainingSpec))),
 )
 def test_keys_of_the_study(number: int, model: type[BaseModel]) -> None:
     table = tables(DOCS / "reference" / "study.md")[number]
@@ -298,6 +298,8 @@ def test_keys_of_the_study(number: int, model: type[BaseModel]) -> None:
             if default is PydanticUndefined
             else "see below"
             if nested
+            else "none"
+            if default is None
             else f"`{json.dumps(default)}`"
         )
         assert row[1] == expected, f"study.md: {row[0]} should have the default {expected}"
@@ -352,7 +354,7 @@ def test_architectures() -> None:
 
 def test_keys_of_the_manifest() -> None:
     members, manifest, training, *_ = tables(DOCS / "reference" / "submission-format.md")
-    assert keys(members) == ["manifest.json", "model.safetensors"]
+    assert keys(members) == ["manifest.json", "model.safetensors", "signature.json"]
     assert keys(manifest) == list(Manifest.model_fields)
     assert keys(training) == list(TrainingSummary.model_fields)
 

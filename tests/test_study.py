@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import tomllib
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from oneround.study import (
     merged,
     parse_assignment,
     preset,
-    to_toml,
 )
 from tiny import IMAGE, STUDY
 
@@ -104,12 +103,9 @@ NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_
 @given(st.lists(NAMES, min_size=2, max_size=4, unique=True))
 def test_any_class_names_come_back(classes: list[str]) -> None:
     study = Study(name="x", classes=tuple(classes))
-    assert tomllib.loads(to_toml(study.model_dump(mode="json")))["classes"] == classes
-
-
-def test_to_toml_is_read_by_an_independent_parser() -> None:
-    content = {"a": 1, "t": {"x": "é", "y": [0.5, True]}, "l": [{"k": {"v": "\n"}}, {}], "e": []}
-    assert tomllib.loads(to_toml(content)) == content
+    with tempfile.TemporaryDirectory() as folder:
+        study.write(Path(folder, "x.toml"))
+        assert Study.read(Path(folder, "x.toml")) == study
 
 
 @pytest.mark.parametrize(
@@ -210,3 +206,48 @@ def test_merged_changes_neither() -> None:
     assert base == {"a": {"x": 1, "y": 2}, "b": 1}
     assert changes == {"a": {"y": 3}, "c": {"z": 4}}
     assert merged({"a": {"x": 1}}, {"a": 2}) == {"a": 2}
+
+
+KEY = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE" + "A" * 86 + "=="
+
+
+def test_how_files_come_in_is_no_part_of_the_hash(tmp_path: Path) -> None:
+    hand_in = f'[hand_in]\ndeadline = "2027-01-31"\nat_least = 2\nkeys = {{north = "{KEY}"}}\n'
+    study = read(tmp_path, TEXT + hand_in)
+    assert study.hash == read(tmp_path, TEXT).hash
+    assert study.hand_in.keys == {"north": KEY}
+    study.write(tmp_path / "again.toml")
+    assert Study.read(tmp_path / "again.toml") == study
+
+
+@pytest.mark.parametrize(
+    ("deadline", "utc"),
+    [
+        ('"2027-01-31"', "2027-01-31T23:59:59+00:00"),
+        ('"2027-01-31T12:00:00+01:00"', "2027-01-31T11:00:00+00:00"),
+        ("2027-01-31", "2027-01-31T23:59:59+00:00"),
+        ("2027-01-31T12:00:00Z", "2027-01-31T12:00:00+00:00"),
+    ],
+)
+def test_deadline(tmp_path: Path, deadline: str, utc: str) -> None:
+    read_one = read(tmp_path, f"{TEXT}[hand_in]\ndeadline = {deadline}\n").hand_in.deadline
+    assert read_one is not None
+    assert read_one.isoformat() == utc
+
+
+@pytest.mark.parametrize(
+    ("hand_in", "reason"),
+    [
+        ('deadline = "2027-01-31T12:00:00"', "needs its zone"),
+        ('deadline = "soon"', "hand_in.deadline"),
+        (f'keys = {{north = "{KEY}", south = "{KEY}"}}', "a key of its own"),
+        (f'keys = {{east = "{KEY}"}}', "east is none of the sites"),
+        ('keys = {north = "ssh-ed25519 AAAA"}', "hand_in.keys.north"),
+        ("at_least = 3", "more than there are sites"),
+        ('encrypt_to = "AGE-SECRET-KEY-1QQ"', "hand_in.encrypt_to"),
+    ],
+)
+def test_wrong_hand_in(tmp_path: Path, hand_in: str, reason: str) -> None:
+    sites = 'sites = ["north", "south"]\n'
+    with pytest.raises(OneRoundError, match=reason):
+        read(tmp_path, f"{sites}{TEXT}[hand_in]\n{hand_in}\n")

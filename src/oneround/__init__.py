@@ -34,6 +34,7 @@ from oneround.submission import (
     check_submission,
     read_submission,
     read_submissions,
+    seal_submission,
     write_submission,
 )
 from oneround.training import TrainedClient, train_client
@@ -67,6 +68,7 @@ __all__ = [
     "read_submission",
     "read_submissions",
     "register",
+    "seal_submission",
     "simulate",
     "train_client",
     "write_report",

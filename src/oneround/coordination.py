@@ -76,7 +76,7 @@ def distill(
     method = methods.get(method) if isinstance(method, str) else method
     options = options or method.resolve()
     configuration = {
-        "study": study.model_dump(mode="json"),
+        "study": study.agreement(),
         "method": method.name,
         "options": options.model_dump(mode="json"),
         "seed": seed,
@@ -156,6 +156,7 @@ def collect_results(
                 sha256=s.sha256,
                 bytes=s.size,
                 architecture=str(s.manifest.architecture),
+                signed_by=s.signed_by,
             )
             for s in submissions
         ],

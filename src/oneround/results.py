@@ -45,6 +45,7 @@ class SubmissionRecord(BaseModel):
     sha256: str
     bytes: int
     architecture: str
+    signed_by: str | None = None
 
 
 class Results(BaseModel):

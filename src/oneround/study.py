@@ -2,7 +2,9 @@
 
 Everything that must be equal at every site is here (classes and their order, image size,
 normalization, allowed architectures, the training recipe), and nothing that is the
-coordinator's own business (how images are synthesized, how the student is distilled).
+coordinator's own business (how images are synthesized, how the student is distilled). The table
+``hand_in`` says until when submissions come in and by whom they are signed; it alone may still
+change while sites train.
 """
 
 from __future__ import annotations
@@ -12,11 +14,20 @@ import json
 import os
 import re
 import tomllib
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar, get_args
 
+import tomlkit
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from oneround.errors import OneRoundError
 from oneround.files import write_atomic
@@ -28,6 +39,14 @@ Name = Annotated[str, Field(pattern=_NAME)]
 
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 """One line without control characters, so that it can be printed on a terminal."""
+
+PublicKey = Annotated[
+    str, Field(pattern=r"^MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE[A-Za-z0-9+/]{86}==$")
+]
+"""A P-256 key for signatures: what its PEM file has in the middle; see :mod:`oneround.keys`."""
+
+Recipient = Annotated[str, Field(pattern=r"^age1[02-9ac-hj-np-z]{58}$")]
+"""An age key that files are encrypted to."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -122,6 +141,46 @@ class TrainingSpec(Strict):
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
 
 
+class HandIn(Strict):
+    """How submissions come in. Not a part of the study's hash: a key that is added or a deadline
+    that moves does not make a trained client model useless.
+
+    Attributes:
+        keys: public key of each site that signs. Once there is one, every submission must be
+            signed, by the key of its site.
+        encrypt_to: the coordinator's recipient; submissions leave a site encrypted to it.
+        deadline: until when, ISO 8601 with time zone, or a day (its end, UTC).
+        at_least: k of n: from so many submissions on the global model can be made.
+    """
+
+    keys: dict[Name, PublicKey] = Field(default_factory=dict)
+    encrypt_to: Recipient | None = None
+    deadline: datetime | None = None
+    at_least: int = Field(default=1, ge=1)
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _end_of_the_day(cls, value: object) -> object:
+        if isinstance(value, date) and not isinstance(value, datetime):
+            value = value.isoformat()  # TOML has days of its own
+        if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+            return f"{value}T23:59:59Z"
+        return value
+
+    @field_validator("deadline")
+    @classmethod
+    def _has_a_time_zone(cls, value: datetime | None) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a time needs its zone, such as 2027-01-31T12:00:00Z")
+        return value and value.astimezone(UTC)
+
+    @model_validator(mode="after")
+    def _keys_are_different(self) -> Self:
+        if len(set(self.keys.values())) != len(self.keys):
+            raise ValueError("every site needs a key of its own")
+        return self
+
+
 class Study(Strict):
     """The agreement between the sites.
 
@@ -132,6 +191,7 @@ class Study(Strict):
         share_class_counts: whether a site's manifest carries its class counts. They help the
             ensemble to weight sites, and they tell how many cases of each class a site has.
         seed: seed of client training; sites derive their own from it and their name.
+        hand_in: keys, deadline, k of n; the only part that may change after sites have trained.
     """
 
     format: Literal[1] = 1
@@ -143,6 +203,7 @@ class Study(Strict):
     training: TrainingSpec = TrainingSpec()
     share_class_counts: bool = True
     seed: int = Field(default=0, ge=0, lt=2**31)
+    hand_in: HandIn = HandIn()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -150,16 +211,24 @@ class Study(Strict):
             names = getattr(self, what)
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} must be different from each other")
+        if self.sites and (strangers := set(self.hand_in.keys) - set(self.sites)):
+            raise ValueError(f"hand_in.keys: {', '.join(sorted(strangers))} is none of the sites")
+        if self.sites and self.hand_in.at_least > len(self.sites):
+            raise ValueError("hand_in.at_least is more than there are sites")
         return self
+
+    def agreement(self) -> dict[str, Any]:
+        """Plain content of all that must be equal at every site: everything but ``hand_in``."""
+        return self.model_dump(mode="json", exclude={"hand_in"})
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the content in canonical JSON.
+        """SHA-256 of :meth:`agreement` in canonical JSON.
 
         Comments, the order of keys, line ends and a byte order mark do not count, so a file
         that was opened in an editor or travelled by mail keeps its hash.
         """
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=True)
+        canonical = json.dumps(self.agreement(), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def require_site(self, site: str, file: str | os.PathLike[str] | None = None) -> None:
@@ -182,14 +251,27 @@ class Study(Strict):
             )
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Study:
+    def read(
+        cls, path: str | os.PathLike[str], *, signed_by: str | os.PathLike[str] | None = None
+    ) -> Study:
         """Read and validate a TOML file.
 
+        Args:
+            path: the file.
+            signed_by: the coordinator's public key (``.pub``); then ``path`` with ``.sig`` added
+                must be its signature of this file.
+
         Raises:
-            OneRoundError: the file is missing, is not TOML, or breaks a rule of the study.
+            OneRoundError: the file is missing, is not TOML, breaks a rule of the study, or is not
+                what the coordinator signed.
         """
         try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+            raw = Path(path).read_bytes()
+            if signed_by is not None:
+                from oneround import keys  # needs packages of an extra
+
+                keys.require_signed_file(path, raw, signed_by)
+            content = tomllib.loads(raw.decode("utf-8-sig"))
         except OSError as error:
             raise OneRoundError(
                 f"cannot read the study: {error.strerror}.",
@@ -206,7 +288,8 @@ class Study(Strict):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the study as TOML (atomically)."""
-        write_atomic(path, to_toml(self.model_dump(mode="json")).encode())
+        content = self.model_dump(mode="json", exclude_none=True)
+        write_atomic(path, tomlkit.dumps(content).encode())
 
 
 def preset(name: str, image: ImageSpec) -> tuple[ArchitectureSpec, TrainingSpec]:
@@ -295,38 +378,3 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             value = merged(old, value)
         result[key] = value
     return result
-
-
-def to_toml(content: dict[str, object]) -> str:
-    """The subset of TOML that a study needs: scalars, lists, tables, lists of tables."""
-    scalars = {k: v for k, v in content.items() if not _is_table(v)}
-    lines = _toml_pairs(scalars)
-    for key, value in content.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{key}]", *_toml_pairs(value)]
-        elif isinstance(value, list) and _is_table(value):
-            for table in value:
-                lines += ["", f"[[{key}]]", *_toml_pairs(table)]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_pairs(table: dict[str, object]) -> list[str]:
-    return [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items()]
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, dict) or (
-        isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-    )
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(_toml_pairs(value)) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # TOML strings, numbers and booleans are JSON's

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 import torch
 from filelock import FileLock
 
@@ -19,7 +20,6 @@ from oneround.coordination import ensemble_of
 from oneround.ensemble import average
 from oneround.errors import OneRoundError
 from oneround.evaluation import evaluate
-from oneround.study import to_toml
 from oneround.submission import read_submissions
 from tiny import KANG2025
 
@@ -200,7 +200,7 @@ def test_a_killed_benchmark_goes_on(folder: Path) -> None:
     entry = KANG | {"set": [*KANG2025, "distillation.steps=4000"]}
     content = CONTENT | SMALL | {"entries": [ENTRIES[1], entry]}
     file = folder / "bench.toml"
-    file.write_text(to_toml(content), encoding="utf-8")
+    file.write_text(tomlkit.dumps(content), encoding="utf-8")
     command = [sys.executable, "-m", "oneround", "bench", str(file), "--out", str(folder / "out")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

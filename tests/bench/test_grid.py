@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 
 from oneround.bench.grid import Bench, cells
 from oneround.errors import OneRoundError
-from oneround.study import to_toml
 from tiny import splits, write_npz
 
 from .tiny_bench import CONTENT, bench
@@ -18,7 +18,7 @@ def hashes(bench: Bench, folder: Path) -> list[str]:
 
 
 def read(folder: Path, **changes: Any) -> Bench:
-    (folder / "bench.toml").write_text(to_toml(CONTENT | changes), encoding="utf-8")
+    (folder / "bench.toml").write_text(tomlkit.dumps(CONTENT | changes), encoding="utf-8")
     return Bench.read(folder / "bench.toml")
 
 

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomlkit
 
 from oneround import methods
 from oneround.bench import statistics, table
 from oneround.cli import main
-from oneround.study import to_toml
 from tiny import KANG2025, splits, write_npz
 
 CONTENT = {
@@ -30,7 +30,7 @@ CONTENT = {
 def file(tmp_path: Path) -> Path:
     write_npz(tmp_path / "colors.npz", splits())
     path = tmp_path / "two.toml"
-    path.write_text(to_toml(CONTENT), encoding="utf-8")
+    path.write_text(tomlkit.dumps(CONTENT), encoding="utf-8")
     return path
 
 

@@ -10,8 +10,8 @@ from cli.conftest import Call, Workplace
 from oneround.cli import app, main, study, train
 
 COMMANDS = [
-    ["study", "init"],
-    ["study", "check"],
+    *[["study", name] for name in ("init", "keys", "sign", "check")],
+    *[["keys", name] for name in ("new", "show")],
     *[[command.name] for command in app.registered_commands],
 ]
 
@@ -19,9 +19,8 @@ COMMANDS = [
 def test_all_commands_are_there() -> None:
     names = {command[0] for command in COMMANDS}
     assert names == {
-        "study", "train", "inspect", "distill", "evaluate", "predict", "simulate", "bench",
-            "report",
-        "demo", "doctor",
+        "study", "keys", "train", "inspect", "seal", "distill", "evaluate", "predict", "simulate",
+        "bench", "report", "demo", "doctor",
     }  # fmt: skip
 
 
@@ -97,7 +96,7 @@ def test_ctrl_c_says_how_to_go_on(
 def test_other_errors_of_the_system(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", "secret")
 
     monkeypatch.setattr(study.Study, "read", fail)

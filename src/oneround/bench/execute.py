@@ -118,7 +118,7 @@ def train_clients(setting: Setting, out: Path, progress: Progress = silent) -> P
     folder = _clients(setting, out)
     if _identity(folder) is None:
         torch.set_num_threads(setting.bench.threads)
-        configuration = {"study": study.model_dump(mode="json"), "partition": setting.partition}
+        configuration = {"study": study.agreement(), "partition": setting.partition}
         resume = (folder / "configuration.json").exists()
         with Run(folder, configuration, seed=study.seed, resume=resume, progress=progress) as run:
             train_sites(run, study, setting.divide(splits, study))
@@ -176,7 +176,7 @@ def run_cell(
     test, options, key = splits.test, cell.options(), cell.hash
     handed_in = _handed_in(clients, study)
     configuration = {
-        "study": study.model_dump(mode="json"),
+        "study": study.agreement(),
         "method": method.name,
         "options": options.model_dump(mode="json"),
         "submissions": {s.manifest.site: s.sha256 for s in handed_in},

@@ -185,7 +185,7 @@ class Setting:
         return content_hash(
             {
                 "images": _fingerprint(self.source, self.folder, self.bench),
-                "study": study.model_dump(mode="json"),
+                "study": study.agreement(),
                 "partition": self.partition,
                 "sites": self.sites,
                 "threads": self.bench.threads,

@@ -14,8 +14,10 @@ from oneround.cli import (
     doctor,
     evaluate,
     inspect,
+    keys,
     predict,
     report,
+    seal,
     simulate,
     study,
     train,
@@ -35,7 +37,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(study.app, name="study")
-for command in (train, inspect, distill, evaluate, predict, simulate, bench, report, demo, doctor):
+app.add_typer(keys.app, name="keys")
+for command in (
+    train, inspect, seal, distill, evaluate, predict, simulate, bench, report, demo, doctor
+):  # fmt: skip
     name = command.__name__.rpartition(".")[2]
     app.command(name)(getattr(command, name))
 

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from oneround import keys
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
 from oneround.report import units
@@ -29,6 +30,19 @@ out = Console()
 err = Console(stderr=True)
 
 StudyFile = Annotated[Path, typer.Argument(help="The study, a TOML file.", show_default=False)]
+SignedBy = Annotated[
+    Path | None,
+    typer.Option(
+        help="The coordinator's .pub file: refuse a study that it did not sign.",
+        show_default=False,
+    ),
+]
+IdentityFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity", help="The .identity file that opens encrypted files.", show_default=False
+    ),
+]
 DataPath = Annotated[
     str,
     typer.Option(
@@ -98,6 +112,19 @@ def fabric_for(
             remedy="Use --device cpu; `oneround doctor` shows what this machine has.",
         ) from error
     return fabric
+
+
+def passphrase_of(file: Path) -> str | None:
+    """The passphrase of a private key file, if it has one: from the environment, or asked for."""
+    if not keys.needs_passphrase(file):
+        return None
+    given = os.environ.get("ONEROUND_PASSPHRASE")
+    return given or str(typer.prompt(f"Passphrase of {file}", hide_input=True, err=True))
+
+
+def identity_of(file: Path | None) -> keys.Identity | None:
+    """The identity in a file, its passphrase asked for if it has one."""
+    return keys.Identity(file, passphrase_of(file)) if file else None
 
 
 def say(text: str, style: str | None = None, console: Console = out) -> None:

@@ -13,12 +13,14 @@ from oneround.cli.console import (
     Device,
     Devices,
     Flops,
+    IdentityFile,
     Nodes,
     ProgressBars,
     Set,
     StudyFile,
     Threads,
     fabric_for,
+    identity_of,
     print_json,
     say,
 )
@@ -37,6 +39,7 @@ def distill(
     changes: Set = None,
     seed: Annotated[int, typer.Option(min=0, help="Of synthesis and distillation.")] = 0,
     flops: Flops = None,
+    identity_file: IdentityFile = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
@@ -56,7 +59,7 @@ def distill(
     study = Study.read(study_file)
     chosen = methods.get(method)
     options = chosen.resolve(preset, changes or [])
-    submissions = read_submissions(files, study)
+    submissions = read_submissions(files, study, identity=identity_of(identity_file))
     fabric = fabric_for(device, threads, devices, nodes)
     with ProgressBars() as progress:
         coordination.distill(

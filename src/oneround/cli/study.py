@@ -6,22 +6,38 @@ import csv
 from pathlib import Path
 from typing import Annotated, Any
 
+import tomlkit
 import torch
 import typer
 
+from oneround import keys as key_pairs
 from oneround import models
 from oneround.cli.console import (
     Architectures,
     AsJson,
     Download,
     Set,
+    SignedBy,
     StudyFile,
+    err,
+    passphrase_of,
     print_json,
     say,
 )
 from oneround.data import describe
 from oneround.errors import OneRoundError
+from oneround.files import write_atomic
 from oneround.study import ArchitectureSpec, ImageSpec, Study, merged, parse_assignment, preset
+
+Keys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key", metavar="SITE=FILE.pub", help="Public key of a site; repeat for several."
+    ),
+]
+EncryptTo = Annotated[
+    Path | None, typer.Option(help="The .recipient file that submissions are encrypted to.")
+]
 
 app = typer.Typer(no_args_is_help=True, help="Write or check a study: what all sites agree on.")
 
@@ -50,6 +66,14 @@ def init(
     share_class_counts: Annotated[
         bool, typer.Option(help="Whether sites tell how many images of each class they have.")
     ] = True,
+    key: Keys = None,
+    encrypt_to: EncryptTo = None,
+    deadline: Annotated[
+        str | None, typer.Option(help="Until when files come in, such as 2027-01-31.")
+    ] = None,
+    at_least: Annotated[
+        int, typer.Option(min=1, help="Submissions that are enough for a global model.")
+    ] = 1,
     download: Download = False,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     changes: Set = None,
@@ -93,6 +117,7 @@ def init(
         "training": training.model_dump(),
         "share_class_counts": share_class_counts,
         "seed": seed,
+        "hand_in": _keys(key, encrypt_to) | {"deadline": deadline, "at_least": at_least},
     }
     for change in changes or []:
         content = merged(content, parse_assignment(change))
@@ -103,14 +128,75 @@ def init(
 
 
 @app.command()
-def check(path: StudyFile, as_json: AsJson = False) -> None:
+def keys(
+    path: StudyFile,
+    key: Keys = None,
+    encrypt_to: EncryptTo = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add keys to a study; its hash stays, so submissions made before stay valid.
+
+    A signature of the study is no longer right then: sign it again.
+
+    Example: `oneround study keys blood.toml --key north=north.pub`
+    """
+    Study.read(path)
+    content = tomlkit.parse(path.read_text(encoding="utf-8-sig"))  # keeps comments
+    hand_in: Any = content.setdefault("hand_in", tomlkit.table())
+    added = _keys(key, encrypt_to)
+    hand_in.setdefault("keys", tomlkit.table()).update(added.pop("keys"))
+    hand_in.update(added)
+    study = Study.validate_options(content.unwrap(), str(path))
+    write_atomic(path, tomlkit.dumps(content).encode())
+    if (signature := key_pairs.signature_path(path)).exists():
+        say(f"{signature} is no longer right: sign the study again", "yellow", err)
+    _show(study, path, as_json)
+
+
+@app.command()
+def sign(
+    path: StudyFile,
+    key: Annotated[Path, typer.Option(help="The coordinator's .key file.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Sign a study, so that sites can refuse a changed one; writes STUDY.sig beside it.
+
+    Example: `oneround study sign blood.toml --key coordinator.key`
+    """
+    Study.read(path)
+    passphrase = passphrase_of(key)
+    signature = key_pairs.sign_file(path, key, passphrase)
+    signer = key_pairs.fingerprint(key_pairs.public_key_of(key, passphrase))
+    if as_json:
+        print_json({"signature": str(signature), "signed_by": signer})
+        return
+    say(f"{signature}: send it with {path} and your .pub file", "bold")
+    say(f"  fingerprint    {signer}, to be compared over the telephone")
+
+
+@app.command()
+def check(path: StudyFile, signed_by: SignedBy = None, as_json: AsJson = False) -> None:
     """Validate a study; prints what it says.
 
-    Example: `oneround study check blood.toml`
+    Example: `oneround study check blood.toml --signed-by coordinator.pub`
     """
-    study = Study.read(path)
+    study = Study.read(path, signed_by=signed_by)
     _build_all(study)
     _show(study, path, as_json)
+
+
+def _keys(pairs: list[str] | None, encrypt_to: Path | None) -> dict[str, Any]:
+    """What these files add to ``hand_in``."""
+    keys = {}
+    for pair in pairs or []:
+        site, equals, file = pair.partition("=")
+        if not (site and equals and file):
+            raise OneRoundError(
+                f"{pair!r} is not of the form SITE=FILE.", remedy="Write, e.g., north=north.pub."
+            )
+        keys[site] = key_pairs.read_public_key(file)
+    recipient = {"encrypt_to": key_pairs.read_recipient(encrypt_to)} if encrypt_to else {}
+    return {"keys": keys} | recipient
 
 
 def _build_all(study: Study) -> None:
@@ -131,4 +217,10 @@ def _show(study: Study, path: Path, as_json: bool) -> None:
     say(f"  image          {' × '.join(map(str, image.shape))}, mean {image.mean}, std {image.std}")
     say(f"  sites          {', '.join(study.sites) or 'any'}")
     say(f"  architectures  {', '.join(map(str, study.architectures))}")
+    hand_in = study.hand_in
+    for site, key in hand_in.keys.items():
+        say(f"  key            {key_pairs.fingerprint(key)} {site}")
+    say(f"  encrypted to   {hand_in.encrypt_to or 'nobody'}")
+    enough = f"{hand_in.at_least} of {len(study.sites) or 'any number'}"
+    say(f"  deadline       {hand_in.deadline or 'none'}; {enough} are enough")
     say(f"  hash           {study.hash}")

@@ -16,6 +16,7 @@ from oneround.cli.console import (
     Download,
     MaxSkipped,
     ProgressBars,
+    SignedBy,
     StudyFile,
     Threads,
     fabric_for,
@@ -39,6 +40,7 @@ def train(
     file: Annotated[
         Path, typer.Option("--out", help="The submission to write.", show_default=False)
     ],
+    signed_by: SignedBy = None,
     architecture: Architectures = None,
     max_skipped: MaxSkipped = 0.05,
     download: Download = False,
@@ -54,7 +56,7 @@ def train(
 
     Example: `oneround train blood.toml --data images/ --site north --out north.oneround`
     """
-    study = Study.read(study_file)
+    study = Study.read(study_file, signed_by=signed_by)
     study.require_site(site, study_file)
     if file.exists() and any(problem.fatal for problem in check_submission(file)):
         raise OneRoundError(
@@ -101,7 +103,9 @@ def train(
         )
         return
     validation = ", ".join(f"{k} {v:.3f}" for k, v in client.training.validation.items())
-    say(f"{file} ({file.stat().st_size:,} bytes) is ready to hand in", "bold")
+    to_seal = bool(study.hand_in.keys or study.hand_in.encrypt_to)
+    ready = "look at it, then seal it" if to_seal else "ready to hand in"
+    say(f"{file} ({file.stat().st_size:,} bytes) is written: {ready}", "bold")
     say(f"  trained on     {client.images} images; best epoch {client.training.best_epoch}")
     say(f"  own validation {validation}")
     say("  it holds       weights and a manifest; no image, no patient data")
@@ -112,3 +116,6 @@ def train(
     if empty:
         say(f"  no image of    {', '.join(empty)} (that is allowed)")
     say(f"  look at        {sheet} (stays here)")
+    if to_seal:
+        sign = " --key KEY" if study.hand_in.keys else ""
+        say(f"  next           oneround seal {study_file} {file}{sign}")

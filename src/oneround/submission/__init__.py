@@ -1,9 +1,10 @@
 """The one file that a site hands in: a manifest and the weights of its client model.
 
-``NAME.oneround`` is a ZIP with two stored members, ``manifest.json`` and
-``model.safetensors``: no images, no pickle, no code. :func:`write_submission` makes it,
-:func:`check_submission` lists everything that is wrong with one, :func:`read_submission`
-and :func:`read_submissions` restore client models and refuse files with fatal problems.
+``NAME.oneround`` is a ZIP with stored members, ``manifest.json``, ``model.safetensors`` and, when
+it is signed, ``signature.json``: no images, no pickle, no code. :func:`write_submission` makes it,
+:func:`seal_submission` signs and encrypts it if the study asks for that,
+:func:`check_submission` lists everything that is wrong with one, :func:`read_submission` and
+:func:`read_submissions` restore client models and refuse files with fatal problems.
 """
 
 from oneround.submission.checks import check_against_study, check_together
@@ -15,6 +16,7 @@ from oneround.submission.read import (
     read_submission,
     read_submissions,
 )
+from oneround.submission.seal import encrypted_path, seal_submission
 from oneround.submission.write import write_submission
 
 __all__ = [
@@ -26,7 +28,9 @@ __all__ = [
     "check_against_study",
     "check_submission",
     "check_together",
+    "encrypted_path",
     "read_submission",
     "read_submissions",
+    "seal_submission",
     "write_submission",
 ]

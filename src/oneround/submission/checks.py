@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from pydantic import ValidationError
 
-from oneround import models
+from oneround import keys, models
 from oneround.errors import Problem
 from oneround.study import Study
-from oneround.submission.container import MANIFEST, parse_json, refuse, some
+from oneround.submission.container import ASK_AGAIN, MANIFEST, parse_json, refuse, some
 from oneround.submission.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -95,6 +95,40 @@ def check_against_study(manifest: Manifest, study: Study) -> Iterable[Problem]:
         allowed = ", ".join(str(architecture) for architecture in study.architectures)
         what = f"the architecture {some([str(manifest.architecture)])} is not allowed"
         yield Problem("architecture-not-allowed", what, f"Allowed are {allowed}.", _SAME_STUDY)
+
+
+def check_signature(
+    signed: Mapping[str, bytes], signature: bytes | None, public_key: str | None, site: str
+) -> None:
+    """Whether this is what the site signed; ``public_key`` is what the study has for it.
+
+    Raises:
+        Refused: it is not signed, or not with this key.
+    """
+    if public_key is None:
+        refuse(
+            "unknown-key",
+            f"the study has no key of {site!r}",
+            "It lists keys, so it takes only what one of them has signed.",
+            "Ask the site for its .pub file and add it: oneround study keys STUDY SITE=FILE.pub.",
+        )
+    if signature is None:
+        refuse(
+            "not-signed",
+            f"{site} has a key in the study, and the file is not signed",
+            "Without a signature anybody could have written it.",
+            "Ask the site to sign it: oneround seal STUDY FILE --key KEY.",
+        )
+    try:
+        keys.verify(signed, signature, public_key)
+    except keys.WrongSignatureError as error:
+        refuse(
+            "wrong-signature",
+            f"it is not what {site} signed with the key {keys.fingerprint(public_key)} "
+            f"({some([str(error)])})",
+            "It was changed after it was signed, or signed with another key.",
+            ASK_AGAIN + " If the site has a new key, compare fingerprints over the telephone.",
+        )
 
 
 def expected_tensors(manifest: Manifest, study: Study | None) -> dict[str, torch.Tensor] | None:

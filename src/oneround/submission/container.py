@@ -1,4 +1,4 @@
-"""The ZIP around the two members, and JSON from strangers.
+"""The ZIP around the members, and JSON from strangers.
 
 Nothing is ever extracted to disk. The directory is checked before a member is read, so
 memory stays within the size of the file whatever the directory declares.
@@ -12,15 +12,18 @@ import math
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import BinaryIO, NoReturn
 
 from oneround.errors import Problem
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+SIGNATURE = "signature.json"
 JSON_LIMIT = 1 << 20
 """Largest manifest and largest header of the weights, in bytes."""
+SIGNATURE_LIMIT = 1 << 16
+"""Largest signature, in bytes; one has about 1500."""
 
 ASK_AGAIN = "Ask the site to write the submission again with oneround."
 COPY_AGAIN = "Copy the file again from the site and compare its size and SHA-256 with theirs."
@@ -49,11 +52,11 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def pack(manifest: bytes, weights: bytes) -> bytes:
+def pack(members: Mapping[str, bytes]) -> bytes:
     """The submission file; equal content gives equal bytes on every machine, at any time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in ((MANIFEST, manifest), (WEIGHTS, weights)):
+        for name, content in members.items():
             info = zipfile.ZipInfo(name)  # dated 1980-01-01, the earliest that ZIP knows
             info.create_system, info.external_attr = 3, 0o644 << 16
             archive.writestr(info, content)
@@ -61,7 +64,7 @@ def pack(manifest: bytes, weights: bytes) -> bytes:
 
 
 def open_archive(file: BinaryIO, size: int) -> zipfile.ZipFile:
-    """The archive, if it holds exactly the two members of a submission and nothing else.
+    """The archive, if it holds exactly the members of a submission and nothing else.
 
     Raises:
         Refused: it does not.
@@ -144,7 +147,7 @@ def _check_ends(file: BinaryIO, size: int) -> None:
         refuse(
             "unexpected-member",
             "the file holds far more members than a submission",
-            f"A submission holds {MANIFEST} and {WEIGHTS} and nothing else.",
+            f"A submission holds {MANIFEST}, {WEIGHTS} and nothing but a signature else.",
         )
     if offset + directory_size + 22 != size or tail[:4] == b"PK\x06\x07":
         refuse(
@@ -156,8 +159,8 @@ def _check_ends(file: BinaryIO, size: int) -> None:
 
 
 def _check_names(names: list[str]) -> Iterable[Problem]:
-    why = f"A submission holds {MANIFEST} and {WEIGHTS} once each and nothing else."
-    if extra := [name for name in names if name not in (MANIFEST, WEIGHTS)]:
+    why = f"A submission holds {MANIFEST} and {WEIGHTS} once each, and at most {SIGNATURE} else."
+    if extra := [name for name in names if name not in (MANIFEST, WEIGHTS, SIGNATURE)]:
         yield Problem("unexpected-member", f"the file also holds {some(extra)}", why, ASK_AGAIN)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         yield Problem("unexpected-member", f"{some(twice)} is there twice", why, ASK_AGAIN)
@@ -185,6 +188,9 @@ def _check_storage(infos: list[zipfile.ZipInfo], size: int) -> Iterable[Problem]
         what = f"{MANIFEST} is larger than {JSON_LIMIT} bytes"
         why = "A manifest is a page of text."
         yield Problem("manifest-too-large", what, why, ASK_AGAIN)
+    if any(i.orig_filename == SIGNATURE and i.file_size > SIGNATURE_LIMIT for i in infos):
+        what = f"{SIGNATURE} is larger than {SIGNATURE_LIMIT} bytes"
+        yield Problem("signature-too-large", what, "A signature has about 1500.", ASK_AGAIN)
 
 
 def _damaged(what: str, error: Exception) -> NoReturn:

@@ -13,12 +13,13 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from oneround import models
+from oneround import keys, models
 from oneround.errors import OneRoundError, Problem
 from oneround.study import Study
 from oneround.submission import checks, weights
 from oneround.submission.container import (
     MANIFEST,
+    SIGNATURE,
     WEIGHTS,
     Refused,
     open_archive,
@@ -42,9 +43,11 @@ class Submission:
         manifest: what it says about itself.
         model: the client model, (B, C, H, W) to logits (B, classes), restored exactly,
             BatchNorm buffers included; on the CPU, in eval mode, without gradients.
-        sha256: of the whole file.
-        size: of the whole file, in bytes.
+        sha256: of the whole file, before it was encrypted.
+        size: of the whole file as it was sent, in bytes.
         path: where it was read from.
+        signed_by: fingerprint of the key that signed it, compared with the study; ``None``: the
+            study lists no keys.
     """
 
     manifest: Manifest
@@ -52,6 +55,7 @@ class Submission:
     sha256: str
     size: int
     path: Path
+    signed_by: str | None = None
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Findings:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     sha256: str = ""
     size: int = 0
+    signed_by: str | None = None
 
     @property
     def fatal(self) -> list[Problem]:
@@ -79,34 +84,51 @@ class Findings:
 
 
 def check_submission(
-    path: str | os.PathLike[str], study: Study | None = None, *, limit_bytes: int = LIMIT_BYTES
+    path: str | os.PathLike[str],
+    study: Study | None = None,
+    *,
+    identity: keys.Identity | None = None,
+    limit_bytes: int = LIMIT_BYTES,
 ) -> list[Problem]:
     """Every problem of the file at ``path``, warnings included; never raises on its content.
 
     Args:
         path: a file, from anyone.
-        study: compare with it too.
+        study: compare with it too; if it lists keys, the signature must be of the site's.
+        identity: opens files that were encrypted to it.
         limit_bytes: refuse larger files; memory stays below about twice this.
+
+    Raises:
+        OneRoundError: a signature or an encrypted file, and the packages for it are missing.
     """
-    return _examine_path(path, study, limit_bytes).problems
+    return _examine_path(path, study, identity, limit_bytes).problems
 
 
 def read_submission(
-    path: str | os.PathLike[str], study: Study | None = None, *, limit_bytes: int = LIMIT_BYTES
+    path: str | os.PathLike[str],
+    study: Study | None = None,
+    *,
+    identity: keys.Identity | None = None,
+    limit_bytes: int = LIMIT_BYTES,
 ) -> Submission:
     """The submission at ``path``; arguments as for :func:`check_submission`.
 
     Raises:
         OneRoundError: with every fatal problem of the file.
     """
-    findings = _examine_path(path, study, limit_bytes)
-    raise_if_fatal(findings, path)
-    assert findings.manifest is not None
-    model = _restore(findings.manifest, findings.tensors)
-    return Submission(findings.manifest, model, findings.sha256, findings.size, Path(path))
+    found = _examine_path(path, study, identity, limit_bytes)
+    raise_if_fatal(found, path)
+    assert found.manifest is not None
+    model = _restore(found.manifest, found.tensors)
+    return Submission(found.manifest, model, found.sha256, found.size, Path(path), found.signed_by)
 
 
-def read_submissions(paths: Iterable[str | os.PathLike[str]], study: Study) -> list[Submission]:
+def read_submissions(
+    paths: Iterable[str | os.PathLike[str]],
+    study: Study,
+    *,
+    identity: keys.Identity | None = None,
+) -> list[Submission]:
     """All submissions of a study, in the order of their sites' names.
 
     Raises:
@@ -115,7 +137,7 @@ def read_submissions(paths: Iterable[str | os.PathLike[str]], study: Study) -> l
     submissions, refusals = [], []
     for path in paths:
         try:
-            submissions.append(read_submission(path, study))
+            submissions.append(read_submission(path, study, identity=identity))
         except OneRoundError as error:
             refusals.append(str(error))
     refusals += [str(problem) for problem in checks.check_together(submissions)]
@@ -138,15 +160,20 @@ def examine(file: io.BufferedReader | io.BytesIO, study: Study | None) -> Findin
     if archive is None:
         return found
     expected = None
-    if (content := found.attempt(read_member, archive, MANIFEST)) is not None:
-        found.manifest = found.attempt(checks.parse_manifest, content)
+    if (text := found.attempt(read_member, archive, MANIFEST)) is not None:
+        found.manifest = found.attempt(checks.parse_manifest, text)
     if found.manifest is not None:
         found.problems += checks.check_manifest(found.manifest)
         if study is not None:
             found.problems += checks.check_against_study(found.manifest, study)
         expected = found.attempt(checks.expected_tensors, found.manifest, study)
     if (content := found.attempt(read_member, archive, WEIGHTS)) is not None:
-        _examine_weights(content, expected, found)
+        signed = {MANIFEST: text or b"", WEIGHTS: content}
+        signature = None
+        if SIGNATURE in archive.namelist():
+            signature = found.attempt(read_member, archive, SIGNATURE)
+        if _examine_signature(signed, signature, study, found):
+            _examine_weights(content, expected, found)
     return found
 
 
@@ -164,10 +191,20 @@ def raise_if_fatal(findings: Findings, path: str | os.PathLike[str]) -> None:
         )
 
 
-def _examine_path(path: str | os.PathLike[str], study: Study | None, limit_bytes: int) -> Findings:
+def _examine_path(
+    path: str | os.PathLike[str],
+    study: Study | None,
+    identity: keys.Identity | None,
+    limit_bytes: int,
+) -> Findings:
     try:
         with _open(Path(path), limit_bytes) as file:
-            return examine(file, study)
+            if not keys.is_encrypted(file.read(64)):
+                return examine(file, study)
+            file.seek(0)
+            found = examine(io.BytesIO(_decrypted(file.read(), identity)), study)
+            found.size = file.tell()
+            return found
     except Refused as refused:
         return Findings(list(refused.problems))
     except OSError as error:
@@ -192,6 +229,53 @@ def _open(path: Path, limit_bytes: int) -> io.BufferedReader:
             "Raise the limit if the study's network is really that large.",
         )
     return path.open("rb")
+
+
+def _decrypted(content: bytes, identity: keys.Identity | None) -> bytes:
+    if identity is None:
+        refuse(
+            "encrypted",
+            "the file is encrypted",
+            "Only the owner of the key that it was encrypted to can open it.",
+            "The coordinator gives --identity; a site looks at the file that it was made from.",
+        )
+    try:
+        return identity.decrypt(content)
+    except keys.WrongIdentityError as error:
+        refuse(
+            "other-recipient",
+            f"{identity.path} does not open the file ({str(error)!r})",
+            "It was encrypted to another key, or has changed on its way.",
+            "Compare encrypt_to of the site's study with the .recipient file; send it again.",
+        )
+
+
+def _examine_signature(
+    signed: dict[str, bytes], signature: bytes | None, study: Study | None, found: Findings
+) -> bool:
+    """Whether the weights may be looked at: unless the study lists keys, or by a right one."""
+    known = study.hand_in.keys if study else {}
+    if not known:
+        if signature is not None:
+            found.problems.append(_not_compared())
+        return True
+    if found.manifest is None:
+        return False
+    site = found.manifest.site
+    try:
+        checks.check_signature(signed, signature, known.get(site), site)
+    except Refused as refused:
+        found.problems += refused.problems
+        return False
+    found.signed_by = keys.fingerprint(known[site])
+    return True
+
+
+def _not_compared() -> Problem:
+    what = "the signature was not compared with any key"
+    why = "No study was given, or it lists no keys."
+    remedy = "Give --study; `oneround study keys` adds the keys of the sites to a study."
+    return Problem("signature-not-compared", what, why, remedy, fatal=False)
 
 
 def _examine_weights(

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from torch import nn
 
 from oneround.files import write_atomic
-from oneround.study import ArchitectureSpec, Study, validated
+from oneround.study import ArchitectureSpec, HandIn, Study, validated
 from oneround.submission import weights
-from oneround.submission.container import pack
+from oneround.submission.container import MANIFEST, WEIGHTS, pack
 from oneround.submission.manifest import Manifest, Privacy, TrainingSummary, now
 from oneround.submission.read import examine, raise_if_fatal
 
@@ -32,8 +32,9 @@ def write_submission(
     privacy: Privacy | None = None,
     created: str | None = None,
 ) -> Manifest:
-    """Write the submission of ``site`` and return its manifest.
+    """Write the submission of ``site``, not yet signed or encrypted, and return its manifest.
 
+    :func:`oneround.submission.seal_submission` does the rest if the study asks for it.
     The content is checked as a reader would check it, against ``study`` too, before
     anything is written. Equal arguments, with ``created`` given, make an equal file.
 
@@ -71,8 +72,9 @@ def write_submission(
         "privacy": privacy,
     }
     manifest = validated(Manifest, content, path)
-    file = pack(manifest.model_dump_json(indent=2).encode(), tensors)
-    raise_if_fatal(examine(io.BytesIO(file), study), path)
+    file = pack({MANIFEST: manifest.model_dump_json(indent=2).encode(), WEIGHTS: tensors})
+    not_yet_signed = study.model_copy(update={"hand_in": HandIn()})
+    raise_if_fatal(examine(io.BytesIO(file), not_yet_signed), path)
     write_atomic(path, file)
     return manifest
 

@@ -1,0 +1,76 @@
+"""``oneround keys``: make a key pair, and show what a key is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oneround import keys
+from oneround.cli.console import AsJson, print_json, say
+
+app = typer.Typer(no_args_is_help=True, help="Key pairs for signatures and encryption.")
+
+
+@app.command()
+def new(
+    stem: Annotated[
+        Path, typer.Argument(metavar="NAME", help="Path of the new files, without ending.")
+    ],
+    encryption: Annotated[
+        bool, typer.Option("--encryption", help="A pair to encrypt to, instead of one to sign.")
+    ] = False,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Protect the private file with a passphrase.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key pair: a private file that stays here, and a public one for the coordinator.
+
+    To sign: NAME.key and NAME.pub. With `--encryption`: NAME.identity and NAME.recipient; the
+    coordinator puts the recipient into the study. An existing key is never replaced.
+
+    Example: `oneround keys new north`
+    """
+    secret = _new_passphrase() if passphrase else None
+    make = keys.new_encryption_key if encryption else keys.new_signing_key
+    files = make(stem, secret)
+    public = keys.read_recipient(files.public) if encryption else _fingerprint(files.public)
+    if as_json:
+        print_json({"private": str(files.private), "public": str(files.public), "is": public})
+        return
+    if encryption:
+        say(f"{files.private} stays here: whoever has it can read what is sent to you", "bold")
+        say(f"{files.public} goes into the study: oneround study keys STUDY --encrypt-to FILE")
+        say(f"  recipient      {public}")
+    else:
+        say(f"{files.private} stays here: whoever has it can sign in your name", "bold")
+        say(f"{files.public} is for the others; it is no secret")
+        say(f"  fingerprint    {public}")
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A .pub file.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Show the fingerprint of a public key, to be compared over the telephone.
+
+    Example: `oneround keys show north.pub`
+    """
+    public = keys.read_public_key(file)
+    if as_json:
+        print_json({"fingerprint": keys.fingerprint(public), "key": public})
+    else:
+        say(f"{file}: {keys.fingerprint(public)}")
+
+
+def _fingerprint(public: Path) -> str:
+    return keys.fingerprint(keys.read_public_key(public))
+
+
+def _new_passphrase() -> str:
+    given = os.environ.get("ONEROUND_PASSPHRASE")
+    return given or str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True))

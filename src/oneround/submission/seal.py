@@ -1,0 +1,86 @@
+"""A submission as it leaves the site: signed, and encrypted if the study asks for that."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+from oneround import keys
+from oneround.errors import OneRoundError
+from oneround.files import write_atomic
+from oneround.study import HandIn, Study
+from oneround.submission.container import MANIFEST, SIGNATURE, WEIGHTS, pack
+from oneround.submission.read import examine, raise_if_fatal, read_submission
+
+
+def seal_submission(
+    path: str | os.PathLike[str],
+    study: Study,
+    *,
+    key: str | os.PathLike[str] | None = None,
+    passphrase: str | None = None,
+) -> Path:
+    """Sign the submission at ``path``, encrypt it, and return the path of the file to hand in.
+
+    The signature is put into the file itself, in place of an older one. If the study has
+    ``hand_in.encrypt_to``, the file to hand in is ``NAME.oneround.age``, which the site cannot
+    open again; the one at ``path`` stays for the site.
+
+    Args:
+        path: the site's submission.
+        study: the agreement; its ``hand_in`` says what is asked for.
+        key: the site's ``.key`` file; ``None``: not signed.
+        passphrase: of that file.
+
+    Raises:
+        OneRoundError: the file is no submission of this study, the study wants a signature and
+            there is no key or another one than it lists, the packages for it are missing, or
+            nothing can be written. Then the file is as it was.
+    """
+    path, hand_in = Path(path), study.hand_in
+    site = read_submission(path, _without_keys(study)).manifest.site
+    if hand_in.keys and key is None:
+        raise OneRoundError(
+            "the study wants signed submissions.",
+            file=path,
+            remedy=f"Give the key of {site} with --key; `oneround keys new` makes one.",
+        )
+    if key is not None:
+        _require_the_sites_own(key, passphrase, hand_in, site)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in (MANIFEST, WEIGHTS)}
+        content = pack(members | {SIGNATURE: keys.sign(members, key, passphrase)})
+    else:
+        content = path.read_bytes()
+    raise_if_fatal(examine(io.BytesIO(content), study), path)
+    sealed = keys.encrypt(content, hand_in.encrypt_to) if hand_in.encrypt_to else None
+    if key is not None:
+        write_atomic(path, content)
+    if sealed is None:
+        return path
+    write_atomic(encrypted_path(path), sealed)
+    return encrypted_path(path)
+
+
+def encrypted_path(path: str | os.PathLike[str]) -> Path:
+    """Where the encrypted form of the submission at ``path`` is."""
+    return Path(f"{os.fspath(path)}{keys.ENCRYPTED_SUFFIX}")
+
+
+def _without_keys(study: Study) -> Study:
+    return study.model_copy(update={"hand_in": HandIn()})
+
+
+def _require_the_sites_own(
+    key: str | os.PathLike[str], passphrase: str | None, hand_in: HandIn, site: str
+) -> None:
+    public, known = keys.public_key_of(key, passphrase), hand_in.keys.get(site)
+    if hand_in.keys and public != known:
+        has = f"has the key {keys.fingerprint(known)}" if known else "has no key"
+        raise OneRoundError(
+            f"the study {has} for {site}, this is {keys.fingerprint(public)}.",
+            file=key,
+            remedy="Give that key, or send the .pub file of this one to the coordinator.",
+        )

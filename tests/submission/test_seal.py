@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from oneround import keys
+from oneround.errors import OneRoundError
+from oneround.study import HandIn, Study
+from oneround.submission import (
+    check_submission,
+    read_submission,
+    read_submissions,
+    seal_submission,
+)
+from oneround.submission.container import MANIFEST, SIGNATURE, WEIGHTS, pack
+
+Submit = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, keys.KeyFiles]:
+    folder = tmp_path_factory.mktemp("keys")
+    made = {site: keys.new_signing_key(folder / site) for site in ("north", "south", "stranger")}
+    return made | {"coordinator": keys.new_encryption_key(folder / "coordinator")}
+
+
+@pytest.fixture(scope="module")
+def signed(study: Study, pairs: dict[str, keys.KeyFiles]) -> Study:
+    """The study with keys; its hash is still the same."""
+    known = {site: keys.read_public_key(pairs[site].public) for site in ("north", "south")}
+    return study.model_copy(update={"hand_in": HandIn(keys=known)})
+
+
+@pytest.fixture(scope="module")
+def secret(signed: Study, pairs: dict[str, keys.KeyFiles]) -> Study:
+    recipient = keys.read_recipient(pairs["coordinator"].public)
+    hand_in = signed.hand_in.model_copy(update={"encrypt_to": recipient})
+    return signed.model_copy(update={"hand_in": hand_in})
+
+
+def codes(
+    path: Path, study: Study | None = None, identity: keys.Identity | None = None
+) -> list[str]:
+    return [problem.code for problem in check_submission(path, study, identity=identity)]
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_signed_by_its_site(submit: Submit, signed: Study, pairs: dict[str, keys.KeyFiles]) -> None:
+    path = submit()
+    assert codes(path, signed) == ["not-signed"]
+    before = members(path)
+    assert seal_submission(path, signed, key=pairs["north"].private) == path
+    assert members(path).keys() == {MANIFEST, WEIGHTS, SIGNATURE}
+    assert members(path).items() > before.items()
+    assert codes(path, signed) == []
+    submission = read_submission(path, signed)
+    assert submission.signed_by == keys.fingerprint(signed.hand_in.keys["north"])
+    seal_submission(path, signed, key=pairs["north"].private)  # again: a new signature
+    assert codes(path, signed) == []
+
+
+def test_without_keys_in_the_study_a_signature_is_said_not_to_be_compared(
+    submit: Submit, study: Study, signed: Study, pairs: dict[str, keys.KeyFiles]
+) -> None:
+    path = seal_submission(submit(), signed, key=pairs["north"].private)
+    for known in (None, study):
+        [problem] = check_submission(path, known)
+        assert (problem.code, problem.fatal) == ("signature-not-compared", False)
+    assert read_submission(path, study).signed_by is None
+
+
+def test_signature_of_another_file_or_key(
+    submit: Submit, signed: Study, pairs: dict[str, keys.KeyFiles]
+) -> None:
+    path = submit()
+    other = submit("other.oneround", images=121)
+    seal_submission(other, signed, key=pairs["north"].private)
+    good = members(path)
+    by_stranger = keys.sign(good, pairs["stranger"].private)
+    by_south = keys.sign(good, pairs["south"].private)
+    for signature in (members(other)[SIGNATURE], by_stranger, by_south, b"", b"{}"):
+        path.write_bytes(pack(good | {SIGNATURE: signature}))
+        [problem] = check_submission(path, signed)
+        assert problem.code == "wrong-signature"
+        assert str(problem).isprintable()
+        with pytest.raises(OneRoundError, match="wrong-signature"):
+            read_submission(path, signed)
+
+
+def test_weights_of_a_stranger_are_not_even_parsed(
+    submit: Submit, signed: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oneround.submission import weights
+
+    path = submit()
+    monkeypatch.setattr(weights, "parse_header", lambda _: pytest.fail("parsed"))
+    assert codes(path, signed) == ["not-signed"]
+
+
+def test_site_without_a_key(submit: Submit, signed: Study, pairs: dict[str, keys.KeyFiles]) -> None:
+    path = submit(site="west")
+    assert codes(path, signed) == ["unknown-key"]
+    with pytest.raises(OneRoundError, match="the study has no key for west"):
+        seal_submission(path, signed, key=pairs["stranger"].private)
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"), [(None, "wants signed submissions"), ("south", "has the key")]
+)
+def test_what_the_coordinator_would_refuse_does_not_leave(
+    submit: Submit,
+    secret: Study,
+    pairs: dict[str, keys.KeyFiles],
+    key: str | None,
+    reason: str,
+) -> None:
+    path = submit()
+    before = path.read_bytes()
+    with pytest.raises(OneRoundError, match=reason) as caught:
+        seal_submission(path, secret, key=pairs[key].private if key else None)
+    assert caught.value.remedy
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_sealing_something_else(submit: Submit, signed: Study, tmp_path: Path) -> None:
+    changed = signed.model_copy(update={"seed": 1})
+    with pytest.raises(OneRoundError, match="other-study"):
+        seal_submission(submit(), changed)
+    with pytest.raises(OneRoundError, match="no such file"):
+        seal_submission(tmp_path / "missing", signed)
+
+
+def test_large_signature(submit: Submit) -> None:
+    path = submit()
+    path.write_bytes(pack(members(path) | {SIGNATURE: b" " * 70_000}))
+    assert codes(path) == ["signature-too-large"]
+
+
+def test_encrypted_to_the_coordinator(
+    submit: Submit, secret: Study, pairs: dict[str, keys.KeyFiles], tmp_path: Path
+) -> None:
+    path = submit()
+    leaves = seal_submission(path, secret, key=pairs["north"].private)
+    assert leaves == tmp_path / "north.oneround.age"
+    assert b"manifest" not in leaves.read_bytes()
+    assert codes(leaves, secret) == ["encrypted"]
+    identity = keys.Identity(pairs["coordinator"].private)
+    assert codes(leaves, secret, identity) == []
+    [sent], own = read_submissions([leaves], secret, identity=identity), read_submission(path)
+    assert (sent.manifest, sent.sha256) == (own.manifest, own.sha256)
+    assert (sent.size, sent.path) == (leaves.stat().st_size, leaves)
+    other = keys.Identity(keys.new_encryption_key(tmp_path / "other").private)
+    assert codes(leaves, secret, other) == ["other-recipient"]
+    assert codes(path, secret, identity) == []  # one that came in the clear is a submission too
+
+
+def test_limit_holds_for_encrypted_files(
+    submit: Submit, secret: Study, pairs: dict[str, keys.KeyFiles]
+) -> None:
+    leaves = seal_submission(submit(), secret, key=pairs["north"].private)
+    identity = keys.Identity(pairs["coordinator"].private)
+    size = leaves.stat().st_size
+    for limit, found in ((size, []), (size - 1, ["too-large"])):
+        problems = check_submission(leaves, secret, identity=identity, limit_bytes=limit)
+        assert [problem.code for problem in problems] == found
