@@ -19,8 +19,8 @@ COMMANDS = [
 def test_all_commands_are_there() -> None:
     names = {command[0] for command in COMMANDS}
     assert names == {
-        "study", "keys", "train", "inspect", "seal", "distill", "evaluate", "predict", "simulate",
-        "bench", "report", "demo", "doctor",
+        "study", "keys", "train", "inspect", "seal", "submit", "collect", "status", "distill",
+        "evaluate", "predict", "simulate", "bench", "report", "demo", "doctor",
     }  # fmt: skip
 
 

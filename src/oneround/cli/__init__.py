@@ -9,6 +9,7 @@ import typer
 
 from oneround.cli import (
     bench,
+    collect,
     demo,
     distill,
     doctor,
@@ -19,7 +20,9 @@ from oneround.cli import (
     report,
     seal,
     simulate,
+    status,
     study,
+    submit,
     train,
 )
 from oneround.cli.console import err, say
@@ -39,7 +42,8 @@ app = typer.Typer(
 app.add_typer(study.app, name="study")
 app.add_typer(keys.app, name="keys")
 for command in (
-    train, inspect, seal, distill, evaluate, predict, simulate, bench, report, demo, doctor
+    train, inspect, seal, submit, collect, status, distill, evaluate, predict, simulate, bench,
+    report, demo, doctor,
 ):  # fmt: skip
     name = command.__name__.rpartition(".")[2]
     app.command(name)(getattr(command, name))

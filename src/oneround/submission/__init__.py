@@ -8,6 +8,7 @@ it is signed, ``signature.json``: no images, no pickle, no code. :func:`write_su
 """
 
 from oneround.submission.checks import check_against_study, check_together
+from oneround.submission.container import FILE_NAME
 from oneround.submission.manifest import Manifest, Privacy, TrainingSummary
 from oneround.submission.read import (
     LIMIT_BYTES,
@@ -20,6 +21,7 @@ from oneround.submission.seal import encrypted_path, seal_submission
 from oneround.submission.write import write_submission
 
 __all__ = [
+    "FILE_NAME",
     "LIMIT_BYTES",
     "Manifest",
     "Privacy",

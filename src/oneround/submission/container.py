@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import struct
 import zipfile
 from collections import Counter
@@ -16,6 +17,9 @@ from collections.abc import Iterable, Mapping
 from typing import BinaryIO, NoReturn
 
 from oneround.errors import Problem
+
+FILE_NAME = re.compile(r"[^\W_][\w._ ()-]{0,99}\.oneround(\.age)?")
+"""What the file of a submission may be called: printable, and a plain name on every system."""
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"

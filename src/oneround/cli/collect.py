@@ -1,0 +1,52 @@
+"""``oneround collect``: fetch what the sites have handed in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oneround.carrier import Carrier
+from oneround.cli.console import AsJson, ProgressBars, print_json, say
+
+
+def collect(
+    url: Annotated[str, typer.Argument(help="A folder: a path, sftp://, s3:// or webdavs://.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to put the files.")],
+    as_json: AsJson = False,
+) -> None:
+    """Fetch all submissions that are new or have changed; nothing is taken away there.
+
+    Files are fetched as they are and not trusted: `oneround status` says what is wrong with them.
+
+    Example: `oneround collect sftp://coordinator@drop.example.org/blood --out inbox`
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fetched, known = [], []
+    with ProgressBars() as progress:
+        carrier = Carrier(url, progress)
+        for item in carrier.items():
+            if _is_here(folder / item.name, item.size, item.modified):
+                known.append(item.name)
+            else:
+                carrier.fetch(item, folder)
+                fetched.append(item.name)
+    if as_json:
+        print_json({"fetched": fetched, "known": known, "folder": str(folder)})
+        return
+    say(f"{len(fetched)} fetched, {len(known)} here already: {folder}", "bold")
+    for name in fetched:
+        say(f"  {name}")
+    say(f"  next: oneround status STUDY {folder}")
+
+
+def _is_here(file: Path, size: int, modified: object) -> bool:
+    from datetime import UTC, datetime
+
+    if not file.is_file() or file.stat().st_size != size:
+        return False
+    if not isinstance(modified, datetime):
+        return False
+    here = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    return abs((here - modified).total_seconds()) < 1

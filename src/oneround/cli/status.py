@@ -1,0 +1,81 @@
+"""``oneround status``: who has handed in, and is it enough."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from oneround import handed_in
+from oneround.carrier import Carrier
+from oneround.cli.console import (
+    AsJson,
+    IdentityFile,
+    ProgressBars,
+    StudyFile,
+    identity_of,
+    out,
+    plain_table,
+    say,
+)
+from oneround.report import units
+from oneround.study import Study
+
+
+def status(
+    study_file: StudyFile,
+    url: Annotated[
+        str, typer.Argument(help="Where the files are: a folder, sftp://, s3:// or webdavs://.")
+    ],
+    identity_file: IdentityFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check everything that was handed in: who, when, what is wrong, who is missing.
+
+    The exit code is 0 when the global model can be made: k of n files are right and go together.
+
+    Example: `oneround status blood.toml inbox --identity coordinator.identity`
+    """
+    study, identity = Study.read(study_file), identity_of(identity_file)
+    if "://" in url:
+        with tempfile.TemporaryDirectory(prefix="oneround-") as folder, ProgressBars() as progress:
+            carrier = Carrier(url, progress)
+            paths = [carrier.fetch(item, Path(folder)) for item in carrier.items()]
+            found = handed_in.status(study, paths, identity=identity)
+    else:
+        found = handed_in.status(study, handed_in.submissions_in(url), identity=identity)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        _show(found, study)
+    if not found.enough:
+        raise typer.Exit(1)
+
+
+def _show(found: handed_in.Status, study: Study) -> None:
+    table = plain_table("site", ("received (UTC)", "size", "check", "file"))
+    for file in found.files:
+        time = f"{file.received:%Y-%m-%d %H:%M}" + (", late" if file.late else "")
+        size = units.si(file.bytes, "B").replace(units.SPACE, " ")
+        check = "accepted" if file.accepted else "refused"
+        name = escape(file.site or "?")
+        style = None if file.accepted else "red"
+        table.add_row(name, time, size, check, escape(file.file), style=style)
+    for site in found.missing:
+        table.add_row(escape(site), "", "", "missing", "", style="yellow")
+    out.print(table)
+    for file in found.files:
+        for problem in file.problems:
+            say(f"{file.file}: {'problem' if problem.fatal else 'warning'}: {problem}")
+    for problem in found.together:
+        say(f"together: {problem}", "red")
+    deadline = f"{found.deadline:%Y-%m-%d %H:%M} UTC" if found.deadline else "none"
+    passed = found.deadline is not None and found.now > found.deadline
+    say(f"  deadline       {deadline}{', has passed' if passed else ''}")
+    expected = len(handed_in.expected_sites(study)) or "any number of"
+    enough = "enough" if found.enough else "not enough yet"
+    say(f"  accepted       {found.accepted} of {expected} sites, {found.at_least} needed: {enough}",
+        "bold")  # fmt: skip

@@ -1,0 +1,60 @@
+"""``oneround submit``: bring the one file to where the coordinator collects it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oneround.carrier import Carrier
+from oneround.cli.console import AsJson, ProgressBars, print_json, say
+from oneround.errors import OneRoundError
+from oneround.submission import check_submission, encrypted_path
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(help="The file to hand in.", show_default=False)],
+    url: Annotated[
+        str, typer.Argument(help="A folder: a path, sftp://, s3://, webdavs:// or https://.")
+    ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace an older file of this name.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Send this file although an encrypted one lies beside.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a submission to a shared folder, an SFTP, S3 or WebDAV store, or by HTTPS PUT.
+
+    It gets its name there when it is whole, and is read back and compared. The same command can
+    be given again at any time. Passwords and tokens come from `ONEROUND_PASSWORD` and
+    `ONEROUND_TOKEN`.
+
+    Example: `oneround submit north.oneround.age sftp://north@drop.example.org/blood`
+    """
+    if not plain and encrypted_path(file).exists():
+        raise OneRoundError(
+            "this is the file that stays; the encrypted one lies beside it.",
+            file=file,
+            remedy=f"Submit {encrypted_path(file)}, or give --plain.",
+        )
+    broken = [p for p in check_submission(file) if p.fatal and p.code != "encrypted"]
+    if broken:
+        raise OneRoundError(
+            "this is no submission: " + "; ".join(problem.what for problem in broken) + ".",
+            file=file,
+            remedy="Choose the file that `oneround train` or `oneround seal` wrote.",
+        )
+    with ProgressBars() as progress:
+        receipt = Carrier(url, progress).send(file, replace=replace)
+    if as_json:
+        print_json(asdict(receipt))
+        return
+    say(f"{receipt.name} ({receipt.size:,} bytes) is {'sent' if receipt.sent else 'there already'}",
+        "bold")  # fmt: skip
+    say(f"  sha256         {receipt.sha256}")
+    compared = "read back, it is the same" if receipt.compared else "the server shows no file: no"
+    say(f"  compared       {compared}")

@@ -1,0 +1,64 @@
+"""The commands ``submit``, ``collect`` and ``status``, as hospital and coordinator use them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cli.conftest import Call, Workplace
+
+
+def test_from_the_hospital_to_the_coordinator(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    share, inbox = tmp_path / "share", tmp_path / "inbox"
+    share.mkdir()
+    for file in workplace.submissions:
+        assert call("submit", file, share, "--json").json["sent"]
+        assert not call("submit", file, share, "--json").json["sent"]
+    names = [file.name for file in workplace.submissions]
+    assert call("collect", share, "--out", inbox, "--json").json["fetched"] == names
+    again = call("collect", share, "--out", inbox, "--json").json
+    assert (again["fetched"], again["known"]) == ([], names)
+    found = call("status", workplace.study, inbox, "--json").json
+    assert (found["accepted"], found["enough"], found["missing"]) == (2, True, [])
+    outcome = call("status", workplace.study, share.as_uri())
+    assert outcome.code == 0
+    assert "2 of any number of sites, 1 needed: enough" in outcome.out
+
+
+def test_changed_file_is_fetched_again(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    share, inbox = tmp_path / "share", tmp_path / "inbox"
+    share.mkdir()
+    shutil.copy(workplace.submissions[0], share / "site.oneround")
+    assert call("collect", share, "--out", inbox).code == 0
+    shutil.copy(workplace.submissions[1], share / "site.oneround")
+    assert call("collect", share, "--out", inbox, "--json").json["fetched"] == ["site.oneround"]
+    assert (inbox / "site.oneround").read_bytes() == workplace.submissions[1].read_bytes()
+
+
+def test_not_enough_is_an_exit_code(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "north.oneround").write_bytes(b"PK\3\4")
+    outcome = call("status", workplace.study, tmp_path)
+    assert outcome.code == 1
+    for part in ("refused", "truncated", "0 of any number of sites, 1 needed: not enough yet"):
+        assert part in outcome.out
+
+
+def test_only_submissions_are_sent(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    image = tmp_path / "scan.oneround"
+    image.write_bytes(b"\x89PNG")
+    outcome = call("submit", image, share)
+    assert outcome.code == 1
+    assert "no submission" in outcome.err
+    plain = tmp_path / "north.oneround"
+    shutil.copy(workplace.submissions[0], plain)
+    (tmp_path / "north.oneround.age").write_bytes(b"age-encryption.org/v1\n")
+    outcome = call("submit", plain, share)
+    assert outcome.code == 1
+    assert "the encrypted one lies beside it" in outcome.err
+    assert list(share.iterdir()) == []
+    assert call("submit", plain, share, "--plain").code == 0
+    assert call("submit", f"{plain}.age", share).code == 0
