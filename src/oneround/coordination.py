@@ -17,14 +17,24 @@ from oneround import methods
 from oneround.ensemble import Client, Ensemble
 from oneround.errors import OneRoundError
 from oneround.files import write_json
+from oneround.ledger import Entry, Ledger
 from oneround.methods import GlobalModel, Method
 from oneround.model_file import WEIGHTS, save_model
 from oneround.results import Models, Results, SubmissionRecord
-from oneround.run import Run, environment, log
+from oneround.run import Kept, Run, environment, log
 from oneround.stage import Progress, silent
 from oneround.study import Strict, Study
 from oneround.submission import Submission, check_against_study, check_together
 from oneround.submission.manifest import now
+from oneround.succession import (
+    FULL,
+    Predecessor,
+    Succession,
+    extended_options,
+    keep_bank,
+    succession,
+)
+from oneround.succession import kept as kept_of
 
 
 def distill(
@@ -32,11 +42,13 @@ def distill(
     submissions: Sequence[Submission],
     *,
     out: str | os.PathLike[str],
-    method: str | Method = "kang2025",
+    method: str | Method | None = None,
     options: Strict | None = None,
     seed: int = 0,
     flops: float | None = None,
     resume: bool = False,
+    extends: str | os.PathLike[str] | None = None,
+    without: Sequence[str] = (),
     fabric: Fabric | None = None,
     progress: Progress = silent,
 ) -> GlobalModel:
@@ -47,11 +59,16 @@ def distill(
         submissions: one for each site, from :func:`oneround.submission.read_submissions`.
         out: RUN folder; gets ``global.safetensors``, ``config.json``, ``results.json``, the
             image bank, the configuration and a log.
-        method: name of a method, or a method of your own.
-        options: of the method; its preset ``quick`` by default.
+        method: name of a method, or a method of your own; ``kang2025``, or that of the run in
+            ``extends``, by default.
+        options: of the method; its preset ``quick``, or those of that run, by default.
         seed: of synthesis, noise and distillation.
         flops: the method ends when it has spent so many; ``None``: its options alone decide.
         resume: go on with an interrupted run; the result is bit-equal to an uninterrupted one.
+        extends: RUN folder of an earlier global model. With further submissions beside all of
+            its own the bank and the student go on from there; see :mod:`oneround.succession`.
+        without: sites that have withdrawn since: a full run, which takes nothing but options
+            from the earlier one.
         fabric: device and precision; the CPU by default.
         progress: called with stage, steps done, steps in all and a note.
 
@@ -73,24 +90,62 @@ def distill(
             "\n".join(["the submissions cannot be used together:", *refusals]),
             remedy="Correct or leave out these files, then run the same command again.",
         )
-    method = methods.get(method) if isinstance(method, str) else method
-    options = options or method.resolve()
-    configuration = {
-        "study": study.agreement(),
-        "method": method.name,
-        "options": options.model_dump(mode="json"),
-        "seed": seed,
-        "submissions": {s.manifest.site: s.sha256 for s in submissions},
-    } | limit(flops)
+    before = Predecessor.read(Path(extends)) if extends is not None else None
+    change = succession(before, submissions, without) if before else FULL
+    if isinstance(method, str):
+        method = methods.get(method)
+    method = method or (before.method if before else methods.get("kang2025"))
+    options = options or (before.options() if before else method.resolve())
+    kept, earlier = Kept(), {}
+    if before and change.how == "extension":
+        earlier = {
+            "extends": before.ledger.entries[-1].model,
+            "full_options": options.model_dump(mode="json"),
+        }
+        kept = kept_of(before, change)
+        options = extended_options(before, method, options, change, len(submissions))
+    configuration = (
+        {
+            "study": study.agreement(),
+            "method": method.name,
+            "options": options.model_dump(mode="json"),
+            "seed": seed,
+            "submissions": {s.manifest.site: s.sha256 for s in submissions},
+        }
+        | earlier
+        | limit(flops)
+    )
     with Run(
         out, configuration, seed=seed, resume=resume, fabric=fabric, progress=progress,
-        flops=flops or math.inf,
+        flops=flops or math.inf, kept=kept,
     ) as run:  # fmt: skip
+        if before and kept.shards and run.leads:
+            keep_bank(before, run.path)
         made = make_global_model(run, study, submissions, method, options)
         if run.leads:
             results = collect_results(run, study, submissions, method, options, Models(), [])
             results.write(run.path)
+            ledger_of(run, results, change, before).write(run.path)
     return made
+
+
+def ledger_of(
+    run: Run, results: Results, change: Succession = FULL, before: Predecessor | None = None
+) -> Ledger:
+    """The entries of the earlier run, and one for the global model of this run."""
+    entry = Entry(
+        model=results.hashes[WEIGHTS],
+        created=results.created,
+        oneround=results.oneround,
+        method=results.method,
+        how=change.how,
+        submissions={record.site: record.sha256 for record in results.submissions},
+        added=change.added,
+        withdrawn=change.withdrawn,
+        flops=run.spent().flops,
+        folder=run.path.resolve().name,
+    )
+    return Ledger(entries=[*(before.ledger.entries if before else []), entry])
 
 
 def limit(flops: float | None) -> dict[str, float]:

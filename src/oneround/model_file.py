@@ -117,7 +117,7 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
         submission = read_submission(path)
         return LoadedModel(submission.model, submission.manifest.classes, submission.manifest.image)
     path = path / WEIGHTS if path.is_dir() else path
-    config = validated(ModelConfig, read_json(path.with_name(CONFIG)), path.with_name(CONFIG))
+    config = model_config(path.parent)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -133,6 +133,15 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
             remedy="Copy both files again from the RUN folder.",
         )
     return LoadedModel(_restore(config, content, path), config.classes, config.image)
+
+
+def model_config(folder: Path) -> ModelConfig:
+    """The ``config.json`` in a folder.
+
+    Raises:
+        OneRoundError: it is missing or breaks a rule.
+    """
+    return validated(ModelConfig, read_json(folder / CONFIG), folder / CONFIG)
 
 
 def _restore(config: ModelConfig, content: bytes, path: Path) -> nn.Module:

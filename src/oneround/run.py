@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,19 @@ TRAINING = "training"
 log = logging.getLogger("oneround")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a run that extends an earlier one finds in its folder.
+
+    Attributes:
+        shards: number of shards of the image bank that are there, the first ones.
+        added: sites whose client models are not in them.
+    """
+
+    shards: int = 0
+    added: tuple[str, ...] = ()
+
+
 class Run:
     """A RUN folder that this process alone works in; use it in a ``with`` statement.
 
@@ -40,6 +54,7 @@ class Run:
         observer: looks at the student on its way; what it saw is in :meth:`observed`.
         sites: images of the sites, training and validation, in a simulation. Only the two ends
             of the scale (centralized training, FedAvg of many rounds) may ask for them.
+        kept: of an earlier run that this one extends.
 
     Raises:
         OneRoundError: another process works in the folder; it holds a run and ``resume`` is
@@ -58,12 +73,14 @@ class Run:
         flops: float = math.inf,
         observer: Observer | None = None,
         sites: Mapping[str, tuple[ImageSet, ImageSet | None]] | None = None,
+        kept: Kept = Kept(),
     ) -> None:
         self.path = Path(path)
         self.configuration = dict(configuration)
         self.seed, self.resume = seed, resume
         self.fabric = fabric or cpu()
         self.progress, self.flops, self.observer, self.sites = progress, flops, observer, sites
+        self.kept = kept
         self.stages: dict[str, Stage] = {}
         self._lock = FileLock(self.path / ".lock")
         self._handler: logging.Handler | None = None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 
-from oneround.coordination import collect_results, ensemble_of, limit, make_global_model
+from oneround.coordination import collect_results, ensemble_of, ledger_of, limit, make_global_model
 from oneround.data import ImageSet, Splits, describe, read_splits
 from oneround.data.partition import by_site, dirichlet_shares, equal_shares, split_by_shares
 from oneround.ensemble import RULES, Ensemble, Rule, average
@@ -150,7 +150,7 @@ def simulate(
     for site in parts:
         study.require_site(site)
     configuration = {
-        "study": study.model_dump(mode="json"),
+        "study": study.agreement(),
         "partition": {"kind": partition, "sites": len(parts), "beta": beta},
         "class_counts": {site: train.class_counts().tolist() for site, (train, _) in parts.items()},
         "method": method.name,
@@ -166,6 +166,7 @@ def simulate(
         models, notes = evaluate_all(run, study, submissions, made, splits.test, rule)
         results = collect_results(run, study, submissions, method, options, models, notes)
         results.write(run.path)
+        ledger_of(run, results).write(run.path)
     return results
 
 

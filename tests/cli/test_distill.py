@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tiny
 from cli.conftest import Call, Workplace
 
 
@@ -58,3 +59,34 @@ def test_options_that_do_not_exist(call: Call, workplace: Workplace, tmp_path: P
         outcome = call(*command, *option)
         assert outcome.code == 1
         assert reason in outcome.err
+
+
+def test_a_site_comes_late_and_another_leaves(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    north, south = workplace.submissions
+    options = [part for option in tiny.KANG2025 for part in ("--set", option)]
+    one, two, three = tmp_path / "one", tmp_path / "two", tmp_path / "three"
+    assert call("distill", workplace.study, north, "--out", one, *options).code == 0
+    late = call("distill", workplace.study, north, south, "--extend", one, "--out", two)
+    assert late.code == 0, late.err
+    assert "added south for" in late.out
+    forgotten = call("distill", workplace.study, south, "--extend", two, "--out", three)
+    assert forgotten.code == 1
+    assert "no file of north is given" in forgotten.err
+    left = call(
+        "distill", workplace.study, south, "--extend", two, "--without", "north", "--out", three
+    )
+    assert left.code == 0, left.err
+    told = " ".join(left.out.split())
+    assert "nothing of north is in it" in told
+    assert "the RUN folder one" in told
+    assert "the RUN folder two" in told
+    assert "north withdrew" in (three / "model-card.md").read_text()
+
+
+def test_without_needs_a_model_to_leave(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    command = ["distill", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
+    outcome = call(*command, "--without", "west")
+    assert outcome.code == 1
+    assert "--extend" in outcome.err

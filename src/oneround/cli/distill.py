@@ -24,21 +24,48 @@ from oneround.cli.console import (
     print_json,
     say,
 )
-from oneround.report import write_report
+from oneround.errors import OneRoundError
+from oneround.ledger import Entry, Ledger
+from oneround.methods import Method
+from oneround.report import write_model_card, write_report
 from oneround.results import Results
-from oneround.study import Study
+from oneround.study import Strict, Study
 from oneround.submission import read_submissions
+from oneround.succession import Predecessor
 
 
 def distill(
     study_file: StudyFile,
     files: Annotated[list[Path], typer.Argument(help="The submissions.", show_default=False)],
     run: Annotated[Path, typer.Option("--out", help="RUN folder.", show_default=False)],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(methods.names())}.")] = "kang2025",
-    preset: Annotated[str, typer.Option(help="quick or paper.")] = "quick",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(methods.names())}. kang2025, or that of --extend, by default."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="quick or paper. quick, or the options of --extend, by default."),
+    ] = None,
     changes: Set = None,
     seed: Annotated[int, typer.Option(min=0, help="Of synthesis and distillation.")] = 0,
     flops: Flops = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            help="RUN folder of the global model so far: go on from it, with further submissions "
+            "beside all of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE",
+            help="With --extend: a site that has withdrawn. A full run without it; repeat.",
+        ),
+    ] = None,
     identity_file: IdentityFile = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
@@ -55,10 +82,16 @@ def distill(
     the RUN folder's copies), the image bank, `results.json` and `report.html`.
 
     Example: `oneround distill blood.toml north.oneround south.oneround --out run`
+
+    When one comes late: `oneround distill blood.toml inbox/*.oneround --extend run --out next`
     """
     study = Study.read(study_file)
-    chosen = methods.get(method)
-    options = chosen.resolve(preset, changes or [])
+    chosen, options = _chosen(extend, method, preset, changes or [])
+    if without and not extend:
+        raise OneRoundError(
+            "--without says who has left a global model.",
+            remedy="Give the RUN folder of that model with --extend.",
+        )
     submissions = read_submissions(files, study, identity=identity_of(identity_file))
     fabric = fabric_for(device, threads, devices, nodes)
     with ProgressBars() as progress:
@@ -71,12 +104,14 @@ def distill(
             seed=seed,
             flops=flops,
             resume=resume,
+            extends=extend,
+            without=without or [],
             fabric=fabric,
             progress=progress,
         )
     if fabric.global_rank:
         return
-    page = write_report(run)
+    page, card = write_report(run), write_model_card(run)
     results = Results.read(run)
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))
@@ -84,4 +119,29 @@ def distill(
     say(f"{run / 'global.safetensors'} from {len(submissions)} submission(s)", "bold")
     say(f"  send it, with {run / 'config.json'}, to the sites; there:")
     say(f"  oneround evaluate {run / 'global.safetensors'} --data PATH")
-    say(f"  report: {page}")
+    say(f"  report: {page}; for those who get the model: {card}")
+    _tell(Ledger.read(run).entries)
+
+
+def _chosen(
+    extend: Path | None, method: str | None, preset: str | None, changes: list[str]
+) -> tuple[Method, Strict]:
+    """Method and options as given, or else those of the run that is extended."""
+    if extend and not (method or preset):
+        before = Predecessor.read(extend)
+        return before.method, before.options(changes)
+    chosen = methods.get(method or "kang2025")
+    return chosen, chosen.resolve(preset or "quick", changes)
+
+
+def _tell(entries: list[Entry]) -> None:
+    """What this global model has to do with those before."""
+    now, first = entries[-1], entries[0]
+    if now.how == "extension":
+        say(f"  added {', '.join(now.added)} for {now.flops / first.flops:.0%} of the FLOPs of the "
+            "first model")  # fmt: skip
+    if now.how == "withdrawal":
+        say(f"  nothing of {', '.join(now.withdrawn)} is in it; to be deleted, with all copies:")
+        for entry in entries[:-1]:
+            if set(now.withdrawn) & entry.submissions.keys():
+                say(f"    the RUN folder {entry.folder} and its model {entry.model[:12]}…")

@@ -29,7 +29,7 @@ from oneround.cli.console import (
     warn_skipped,
 )
 from oneround.data import Splits
-from oneround.report import write_report
+from oneround.report import write_model_card, write_report
 from oneround.results import Results
 from oneround.simulation import Partition, prepare
 from oneround.study import ArchitectureSpec, Strict, Study
@@ -109,6 +109,7 @@ def run_and_show(
             splits, study, method=method, options=options, out=run, progress=progress, **arguments
         )
     page = write_report(run)
+    write_model_card(run)
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))
         return results

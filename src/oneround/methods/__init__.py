@@ -5,7 +5,9 @@ The name of a method is the name of its file. The file defines
 - ``Options``: a typed model of everything that can be chosen,
 - ``PRESETS``: complete options by name, ``quick`` and ``paper`` among them,
 - ``NEEDS``: what it needs of client models or of the run, one sentence,
-- a function of the same name: ``(ensemble, study, run, options) -> GlobalModel``.
+- a function of the same name: ``(ensemble, study, run, options) -> GlobalModel``,
+- if it can go on when sites come late, a function ``extend``: ``(options, share of new sites,
+  file of the earlier model, its architecture) -> options``.
 
 Nothing else has to be edited. An installed package adds a method with an entry point in the
 group ``oneround.methods`` that names such a module.
@@ -55,6 +57,7 @@ class Method:
     presets: dict[str, Strict]
     summary: str = ""
     needs: str = ""
+    extend: Callable[[Any, float, str, ArchitectureSpec], Any] | None = None
 
     @classmethod
     def of(cls, module: ModuleType) -> Method:
@@ -62,7 +65,9 @@ class Method:
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").strip().partition("\n")[0]
         needs = getattr(module, "NEEDS", "")
-        return cls(name, getattr(module, name), module.Options, module.PRESETS, summary, needs)
+        extend = getattr(module, "extend", None)
+        function = getattr(module, name)
+        return cls(name, function, module.Options, module.PRESETS, summary, needs, extend)
 
     def resolve(self, preset: str = "quick", assignments: Sequence[str] = ()) -> Strict:
         """Options of ``preset`` with ``key.subkey=value`` assignments on top.
@@ -75,7 +80,14 @@ class Method:
                 f"method {self.name} has no preset {preset!r}.",
                 remedy=f"It has {', '.join(self.presets)}.",
             )
-        content = self.presets[preset].model_dump(mode="json")
+        return self.options_from(self.presets[preset].model_dump(mode="json"), assignments)
+
+    def options_from(self, content: dict[str, Any], assignments: Sequence[str] = ()) -> Strict:
+        """Options from plain ``content`` with assignments on top.
+
+        Raises:
+            OneRoundError: a key is unknown, or a value is not allowed.
+        """
         for assignment in assignments:
             content = merged(content, parse_assignment(assignment))
         return self.options.validate_options(content, f"options of {self.name}")

@@ -30,10 +30,13 @@ from oneround.methods import GlobalModel
 from oneround.noise import NoiseOptions, StructureNoise
 from oneround.run import Run
 from oneround.student import new_student
-from oneround.study import Strict, Study
+from oneround.study import ArchitectureSpec, Strict, Study
 from oneround.synthesis import InversionOptions, synthesize
 
 NEEDS = "Client models with BatchNorm."
+
+LEAST_STEPS = 0.25
+"""Of the steps of a full run, what an extension takes at least."""
 
 
 class Options(Strict):
@@ -82,12 +85,36 @@ PRESETS: dict[str, Strict] = {
 }
 
 
+def extend(options: Options, share: float, start: str, architecture: ArchitectureSpec) -> Options:
+    """Options for a run that goes on from an earlier one when sites come late.
+
+    Images of the new client models alone, as many for each as every other has, and a share of the
+    steps, from the earlier global model.
+
+    Args:
+        options: of a full run.
+        share: new sites, as a share of all.
+        start: file of the earlier global model.
+        architecture: of that model.
+    """
+    inversion, distillation = options.inversion, options.distillation
+    images = max(1, round(inversion.images * share))
+    steps = max(1, round(distillation.steps * max(share, LEAST_STEPS)))
+    change = {"steps": steps, "start": start, "student": architecture}
+    return options.model_copy(
+        update={
+            "inversion": inversion.model_copy(update={"images": images}),
+            "distillation": distillation.model_copy(update=change),
+        }
+    )
+
+
 def kang2025(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
     """The method; every stage resumes where it was."""
     ensemble = ensemble.with_rule(options.rule)
     noise = StructureNoise(study.image, options.noise)
     synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
-    bank = synthesize(ensemble, study, options.inversion, synthesis)
+    bank = synthesize(ensemble, study, options.inversion, synthesis, run.kept)
     adapted = adapt_to_noise(ensemble, noise, options.adaptation, run.stage("adaptation"))
     distillation = run.stage("distillation")
     samples = Samples(bank, noise, options.distillation, distillation)

@@ -1,5 +1,6 @@
-"""One self-contained HTML page for each run, made from the files in its folder."""
+"""For people: a self-contained HTML page for each run, and the card of its global model."""
 
+from oneround.report.model_card import write_model_card
 from oneround.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_model_card", "write_report"]

@@ -31,6 +31,7 @@ from torch import nn
 from oneround.cost import Cost, Meter
 from oneround.ensemble import Client, Ensemble
 from oneround.files import read_json, write_json
+from oneround.run import Kept
 from oneround.stage import Stage
 from oneround.study import Strict, Study
 from oneround.synthesis.bank import ImageBank
@@ -85,7 +86,11 @@ class InversionOptions(Strict):
 
 
 def synthesize(
-    ensemble: Ensemble, study: Study, options: InversionOptions, stage: Stage
+    ensemble: Ensemble,
+    study: Study,
+    options: InversionOptions,
+    stage: Stage,
+    kept: Kept = Kept(),  # noqa: B008 - it does not change
 ) -> ImageBank:
     """Fill an image bank, shard by shard; shards that are on disk already are read, not made.
 
@@ -94,22 +99,25 @@ def synthesize(
         study: classes and image shape.
         options: see :class:`InversionOptions`.
         stage: its folder keeps ``000.safetensors``, ``000.json``, …: images and their log.
+        kept: shards of an earlier run, which lie in the folder already; then the turn comes to
+            the client models that are new, and to no others.
 
     Raises:
         OneRoundError: a client model has no BatchNorm layer and ``bn_weight`` is not 0.
     """
     watched = watch(ensemble, needed=options.bn_weight > 0)
-    plan, shards = batches_of(ensemble.clients, len(study.classes), options), []
+    plan = batches_of(ensemble.clients, len(study.classes), options, kept.added)
     fabric = stage.fabric
     made: dict[int, Shard] = {}
-    for number, batch in enumerate(plan):
+    for number, batch in enumerate(plan, kept.shards):
         if number % fabric.world_size == fabric.global_rank and not _on_disk(stage, number):
             meter = Meter()
             bank, curve = _shard(watched, study, options, stage, batch, number, len(plan), meter)
             made[number] = bank, meter.cost, curve
             _write(stage, number, *made[number])
     fabric.barrier()
-    for number in range(len(plan)):
+    shards = [_read(stage, number)[0] for number in range(kept.shards)]
+    for number in range(kept.shards, kept.shards + len(plan)):
         bank, cost, curve = made[number] if number in made else _read(stage, number)
         shards.append(bank)
         stage.cost = stage.cost + cost
@@ -159,14 +167,17 @@ class Batch:
     client: int | None = None
 
 
-def batches_of(clients: Sequence[Client], classes: int, options: InversionOptions) -> list[Batch]:
-    """All batches: of balanced targets, or as many images for each client, in its class mix
-    (balanced too where a site keeps its class counts)."""
+def batches_of(
+    clients: Sequence[Client], classes: int, options: InversionOptions, only: Sequence[str] = ()
+) -> list[Batch]:
+    """All batches: of balanced targets, or as many images for each client (or each site in
+    ``only``), in its class mix (balanced too where a site keeps its class counts)."""
     if options.clients == "together":
         targets = torch.arange(options.images) % classes
         return [Batch(part) for part in torch.split(targets, options.batch_size)]
     batches = []
-    for k, images in enumerate(torch.arange(options.images).tensor_split(len(clients))):
+    turns = [k for k, client in enumerate(clients) if not only or client.site in only]
+    for k, images in zip(turns, torch.arange(options.images).tensor_split(len(turns)), strict=True):
         targets = class_mix(clients[k].class_counts or (1,) * classes, len(images))
         parts = targets.tensor_split(-(-len(targets) // options.batch_size)) if len(targets) else ()
         batches += [Batch(part, k) for part in parts]

@@ -1,0 +1,107 @@
+"""The model card: what must be known before the global model is used, for those who get it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oneround.files import write_atomic
+from oneround.ledger import Entry, Ledger
+from oneround.model_file import CONFIG, WEIGHTS, model_config
+from oneround.report import units
+from oneround.results import Results
+
+
+def write_model_card(run: Path) -> Path:
+    """Write ``run/model-card.md`` from ``results.json``, ``config.json`` and the ledger.
+
+    After Mitchell et al., *Model Cards for Model Reporting*, FAT* 2019.
+
+    Raises:
+        OneRoundError: one of these files is missing or damaged.
+    """
+    results, ledger, config = Results.read(run), Ledger.read(run), model_config(run)
+    height, width = config.image.height, config.image.width
+    networks = ", ".join(dict.fromkeys(map(str, config.architectures)))
+    lines = [
+        f"# Global model of the study {config.study}",
+        "",
+        f"`{WEIGHTS}`, SHA-256 `{ledger.entries[-1].model}`, to be used with `{CONFIG}`.",
+        "",
+        "## Intended use",
+        "",
+        f"{config.intended_use} It gives one of {len(config.classes)} classes to an image: "
+        f"{', '.join(config.classes)}. It always gives one of them, to any image.",
+        "",
+        "## How it was made",
+        "",
+        f"One-shot federated learning with OneRound {results.oneround}, method `{results.method}`, "
+        f"from {len(results.submissions)} client models that hospitals trained on their own "
+        "images. No image left a hospital. The training images of this model were synthesized.",
+        "",
+        f"- input: {config.image.channels} × {height} × {width}, mean {list(config.image.mean)}, "
+        f"std {list(config.image.std)}",
+        f"- network: {networks}",
+        f"- made: {results.created}; cost: {units.si(ledger.entries[-1].flops, 'FLOP')}",
+        f"- study: hash `{results.study['hash']}`",
+        "",
+        "| site | submission, SHA-256 | signed by |",
+        "|---|---|---|",
+        *(
+            f"| {record.site} | `{record.sha256}` | {record.signed_by or 'not signed'} |"
+            for record in results.submissions
+        ),
+        "",
+        "## History",
+        "",
+        *_history(ledger),
+        "",
+        "## How good it is",
+        "",
+        *_metrics(results),
+        "",
+        "## What to watch",
+        "",
+        "- The coordinator had no image to test it on: evaluate it on images of your own before "
+        "anything else (`oneround evaluate`).",
+        "- It knows the kinds of images that the sites had. Other scanners, stains and patients "
+        "may be judged worse, and nothing in the output says so.",
+        "- The weights may reveal something about the images that client models were trained on: "
+        "treat them as the study's agreement says.",
+        *(f"- {note}" for note in results.notes),
+        "",
+    ]
+    path = run / "model-card.md"
+    write_atomic(path, "\n".join(lines).encode())
+    return path
+
+
+def _history(ledger: Ledger) -> list[str]:
+    """One line for each global model; the sites that left, and what that means."""
+    return [f"{number}. {_told(entry)}" for number, entry in enumerate(ledger.entries, 1)]
+
+
+def _told(entry: Entry) -> str:
+    sites = ", ".join(entry.submissions)
+    made = f"{entry.created}, model `{entry.model[:12]}…`, from {sites}"
+    if entry.how == "extension":
+        return f"{made}: {', '.join(entry.added)} came late; the model before was trained further."
+    if entry.how == "withdrawal":
+        gone = ", ".join(entry.withdrawn)
+        return (
+            f"{made}: {gone} withdrew. This model was made anew from the submissions that are "
+            f"left, and nothing that was computed from a submission of {gone} went into it. "
+            "Models above that it was a part of must not be used any more."
+        )
+    return f"{made}."
+
+
+def _metrics(results: Results) -> list[str]:
+    metrics = results.models.global_model
+    if metrics is None:
+        return ["Not measured where it was made. Metrics from the sites are in their own files."]
+    low, high = metrics.intervals["accuracy"]
+    return [
+        f"On {metrics.images} test images: accuracy {metrics.accuracy:.3f} "
+        f"(95 % interval {low:.3f} to {high:.3f}), balanced accuracy "
+        f"{metrics.balanced_accuracy:.3f}, expected calibration error {metrics.ece:.3f}."
+    ]

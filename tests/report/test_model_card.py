@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+from oneround import coordination, methods
+from oneround.errors import OneRoundError
+from oneround.ledger import Ledger
+from oneround.report import write_model_card
+from oneround.submission import Submission
+
+
+def test_card_of_a_run(tmp_path: Path, submissions: list[Submission]) -> None:
+    options = methods.get("kang2025").resolve("quick", tiny.KANG2025)
+    coordination.distill(tiny.STUDY, submissions, out=tmp_path, options=options)
+    text = write_model_card(tmp_path).read_text("utf-8")
+    for part in (*tiny.CLASSES, "Not a medical device", Ledger.read(tmp_path).entries[0].model,
+                 *(s.sha256 for s in submissions), "Not measured where it was made"):  # fmt: skip
+        assert part in text
+
+
+def test_card_tells_who_came_and_who_left(tmp_path: Path, submissions: list[Submission]) -> None:
+    options = methods.get("kang2025").resolve("quick", tiny.KANG2025)
+    first, second = submissions
+    runs = [tmp_path / name for name in ("a", "b", "c")]
+    coordination.distill(tiny.STUDY, [first], out=runs[0], options=options)
+    coordination.distill(tiny.STUDY, [first, second], out=runs[1], extends=runs[0])
+    site = second.manifest.site
+    coordination.distill(tiny.STUDY, [first], out=runs[2], extends=runs[1], without=[site])
+    text = write_model_card(runs[2]).read_text("utf-8")
+    assert f"{site} came late" in text
+    assert f"{site} withdrew" in text
+    assert "must not be used any more" in text
+
+
+def test_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(OneRoundError):
+        write_model_card(tmp_path)
