@@ -151,12 +151,14 @@ class HandIn(Strict):
         encrypt_to: the coordinator's recipient; submissions leave a site encrypted to it.
         deadline: until when, ISO 8601 with time zone, or a day (its end, UTC).
         at_least: k of n: from so many submissions on the global model can be made.
+        smallest_cell: smaller counts are left out of the metrics that a site sends back.
     """
 
     keys: dict[Name, PublicKey] = Field(default_factory=dict)
     encrypt_to: Recipient | None = None
     deadline: datetime | None = None
     at_least: int = Field(default=1, ge=1)
+    smallest_cell: int = Field(default=5, ge=1, le=1000)
 
     @field_validator("deadline", mode="before")
     @classmethod

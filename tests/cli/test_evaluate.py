@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,27 @@ def test_other_classes(call: Call, workplace: Workplace, tmp_path: Path) -> None
     outcome = call("evaluate", workplace.run, "--data", folder)
     assert outcome.code == 1
     assert "'pink' is not a class of the study" in outcome.err
+
+
+def test_metrics_that_are_sent_back(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workplace.run, run)
+    files = []
+    for file in workplace.submissions:
+        site, back = file.stem, tmp_path / f"{file.stem}.json"
+        outcome = call(
+            "evaluate", run / "global.safetensors", "--data", workplace.data, "--study",
+            workplace.study, "--site", site, "--own", file, "--out", back,
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        assert "no output for a single image" in outcome.out
+        files += ["--metrics", back]
+    assert call("report", run, *files, "--study", workplace.study).code == 0
+    assert "At the sites" in (run / "report.html").read_text("utf-8")
+    assert "| north | 24 |" in (run / "model-card.md").read_text("utf-8")
+
+
+def test_half_of_what_sending_back_needs(call: Call, workplace: Workplace) -> None:
+    outcome = call("evaluate", workplace.run, "--data", workplace.data, "--site", "north")
+    assert outcome.code == 1
+    assert "--study" in outcome.err

@@ -19,6 +19,7 @@ from oneround.cli.console import (
     Threads,
     fabric_for,
     out,
+    passphrase_of,
     plain_table,
     print_json,
     say,
@@ -30,7 +31,10 @@ from oneround.evaluation import Metrics
 from oneround.files import require_folder, write_json
 from oneround.model_file import load_model
 from oneround.report import units
+from oneround.site_evaluation import SiteEvaluation, evaluate_at_site, write_evaluation
+from oneround.study import Study
 
+Chosen = Literal["train", "val", "test"]
 Split = Literal["auto", "train", "val", "test"]
 LABELS = {
     "accuracy": "accuracy",
@@ -51,6 +55,18 @@ def evaluate(
     ],
     data: DataPath,
     file: Annotated[Path | None, typer.Option("--out", help="Write the metrics as JSON.")] = None,
+    study_file: Annotated[
+        Path | None,
+        typer.Option("--study", help="With --site: write --out in the form that is sent back."),
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Name of this site.", show_default=False)] = None,
+    own: Annotated[
+        Path | None,
+        typer.Option(help="The site's own submission, to be compared.", show_default=False),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="The site's .key file, to sign with.", show_default=False)
+    ] = None,
     split: Annotated[
         Split, typer.Option(help="Which images; auto: test, or else val, or else all.")
     ] = "auto",
@@ -63,15 +79,25 @@ def evaluate(
     """Metrics of a model on local images, with 95 % confidence intervals; only numbers leave.
 
     Example: `oneround evaluate run/global.safetensors --data images/ --out metrics.json`
+
+    To send back: `oneround evaluate global.safetensors --data images/ --study blood.toml
+    --site north --own north.oneround --key north.key --out north.json`
     """
     if file:
         require_folder(file)
+    _require_all_or_none(study_file, site, file)
     loaded = load_model(model_file)
     splits = read_splits(
         data, image=loaded.image, classes=loaded.classes, max_skipped=max_skipped, download=download
     )
     warn_skipped(splits.skipped)
     name, images = _choose(splits, split, data)
+    if study_file and site and file:
+        study = Study.read(study_file)
+        found = evaluate_at_site(model_file, images, study, site, split=name, own=own)
+        passphrase = passphrase_of(key) if key else None
+        _tell(found, write_evaluation(file, found, key=key, passphrase=passphrase), as_json)
+        return
     metrics = evaluation.evaluate(
         loaded.model, images, loaded.image, fabric=fabric_for(device, threads)
     )
@@ -85,6 +111,33 @@ def evaluate(
     out.print(_table(metrics))
     if file:
         say(f"written to {file}")
+
+
+def _require_all_or_none(study: Path | None, site: str | None, file: Path | None) -> None:
+    if (study or site) and not (study and site and file):
+        raise OneRoundError(
+            "what is sent back needs --study, --site and --out.",
+            remedy="Give all three, or neither --study nor --site.",
+        )
+
+
+def _tell(found: SiteEvaluation, files: list[Path], as_json: bool) -> None:
+    """What leaves, so that somebody can look at it before it does."""
+    if as_json:
+        print_json(found.model_dump(mode="json", by_alias=True))
+        return
+    say(f"{' and '.join(map(str, files))}: to be sent back", "bold")
+    table = plain_table("model", LABELS, f"{found.images} {found.split} images of {found.site}")
+    for name, told in (("global model", found.global_model), ("own model", found.own)):
+        if told:
+            cells = (units.decimal(getattr(told, key)) for key in LABELS.values())
+            table.add_row(name, *cells)
+    out.print(table)
+    if found.left_out:
+        say(
+            f"  left out       {', '.join(found.left_out)}: fewer than {found.smallest_cell} images"
+        )
+    say("  it tells       counts and metrics; no image, no output for a single image")
 
 
 def _table(metrics: Metrics) -> Table:
@@ -101,8 +154,8 @@ def _table(metrics: Metrics) -> Table:
     return table
 
 
-def _choose(splits: Splits, split: Split, data: str) -> tuple[str, ImageSet]:
-    order = ("test", "val", "train") if split == "auto" else (split,)
+def _choose(splits: Splits, split: Split, data: str) -> tuple[Chosen, ImageSet]:
+    order: tuple[Chosen, ...] = ("test", "val", "train") if split == "auto" else (split,)
     for name in order:
         images: ImageSet | None = getattr(splits, name)
         if images is not None and len(images):

@@ -8,18 +8,40 @@ from typing import Annotated
 import typer
 
 from oneround.cli.console import AsJson, print_json, say
-from oneround.report import write_report
+from oneround.ledger import FILE as LEDGER
+from oneround.report import write_model_card, write_report
+from oneround.site_evaluation import keep_evaluations, read_evaluation
+from oneround.study import Study
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="RUN folder.", show_default=False)],
+    metrics: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--metrics",
+            help="Metrics that a site sent back; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
+    study_file: Annotated[
+        Path | None,
+        typer.Option("--study", help="Check with its keys who signed them.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write `RUN/report.html`: one file without external links, to read or to send.
+    """Write `RUN/report.html`, one file without external links, and `RUN/model-card.md`.
 
-    Example: `oneround report run`
+    Metrics that sites have sent back are kept in the folder, and shown from then on.
+
+    Example: `oneround report run --metrics north.json --metrics south.json --study blood.toml`
     """
+    study = Study.read(study_file) if study_file else None
+    if metrics:
+        keep_evaluations(run, [read_evaluation(path, study) for path in metrics])
     page = write_report(run)
+    if (run / LEDGER).exists():
+        write_model_card(run)
     if as_json:
         print_json({"report": str(page), "bytes": page.stat().st_size})
     else:

@@ -18,7 +18,7 @@ def environment(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = {"percent": units.percent, "decimal": units.decimal}
+    formats = {"percent": units.percent, "decimal": units.decimal, "points": units.points}
     environment.globals |= {**formats, "interval": units.interval}
     environment.filters |= {**formats, "si": units.si, "duration": units.duration}
     return environment

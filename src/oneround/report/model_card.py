@@ -9,6 +9,7 @@ from oneround.ledger import Entry, Ledger
 from oneround.model_file import CONFIG, WEIGHTS, model_config
 from oneround.report import units
 from oneround.results import Results
+from oneround.site_evaluation import SiteEvaluation, kept_evaluations, pool
 
 
 def write_model_card(run: Path) -> Path:
@@ -57,7 +58,7 @@ def write_model_card(run: Path) -> Path:
         "",
         "## How good it is",
         "",
-        *_metrics(results),
+        *_metrics(results, kept_evaluations(run)),
         "",
         "## What to watch",
         "",
@@ -95,7 +96,20 @@ def _told(entry: Entry) -> str:
     return f"{made}."
 
 
-def _metrics(results: Results) -> list[str]:
+def _metrics(results: Results, sites: list[SiteEvaluation]) -> list[str]:
+    if sites:
+        pooled = pool(sites)
+        lines = [
+            f"At the sites, on {pooled.images} images of their own: accuracy {pooled.accuracy:.3f} "
+            f"(95 % interval {pooled.interval[0]:.3f} to {pooled.interval[1]:.3f}).",
+            "",
+            "| site | images | accuracy | of its own model |",
+            "|---|---|---|---|",
+        ]
+        for one in sites:
+            own = "not told" if one.own is None else f"{one.own.accuracy:.3f}"
+            lines.append(f"| {one.site} | {one.images} | {one.global_model.accuracy:.3f} | {own} |")
+        return lines
     metrics = results.models.global_model
     if metrics is None:
         return ["Not measured where it was made. Metrics from the sites are in their own files."]

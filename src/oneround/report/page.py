@@ -13,6 +13,7 @@ from oneround.report.charts import Chart, line_chart, phase_charts
 from oneround.report.html import environment
 from oneround.report.pictures import read_gallery
 from oneround.report.summary import rows, verdict
+from oneround.site_evaluation import kept_evaluations, pool
 
 
 def write_report(run: Path) -> Path:
@@ -42,6 +43,8 @@ def write_report(run: Path) -> Path:
         .get_template("page.html.j2")
         .render(
             results=results,
+            sites=(sites := kept_evaluations(run)),
+            pooled=pool(sites) if sites else None,
             study=study,
             models=models,
             verdict=verdict(models),

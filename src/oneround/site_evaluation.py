@@ -1,0 +1,304 @@
+"""Evaluation that comes back: the numbers that leave a site, and what they say together.
+
+A site measures the global model, and its own client model beside it, on its own images. What
+leaves is one small file: counts and metrics, no image, no output for a single image. Where few
+images stand behind a number it is left out (``hand_in.smallest_cell`` of the study).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from oneround import keys
+from oneround.data import ImageSet
+from oneround.errors import OneRoundError
+from oneround.evaluation import Metrics, evaluate
+from oneround.files import read_json, write_atomic, write_json
+from oneround.ledger import Ledger
+from oneround.model_file import load_model
+from oneround.study import Name, Strict, Study, Text, validated
+from oneround.submission.manifest import Count, Sha256, now
+
+LIMIT_BYTES = 1 << 24
+FILE = "evaluations.json"
+_TIMES = 1.96  # standard deviations on either side, 95 %
+
+
+class Told(Strict):
+    """What is told of one model on the images of one site.
+
+    Attributes:
+        accuracy, balanced_accuracy, auroc, ece: see :class:`oneround.evaluation.Metrics`.
+        recall: by class, of those that are told.
+        intervals: 95 % bootstrap intervals.
+        confusion: rows are the truth; counts from 1 to below the smallest cell are ``None``.
+    """
+
+    accuracy: float = Field(ge=0, le=1)
+    balanced_accuracy: float = Field(ge=0, le=1)
+    auroc: float | None = Field(ge=0, le=1)
+    ece: float = Field(ge=0, le=1)
+    recall: dict[Text, float] = Field(max_length=4096)
+    intervals: dict[Text, tuple[float, float]] = Field(max_length=16)
+    confusion: list[list[Count | None]] = Field(max_length=4096)
+
+
+class SiteEvaluation(Strict):
+    """The content of the file.
+
+    Attributes:
+        site: who measured.
+        model: SHA-256 of the global model's weights.
+        split: which of its images.
+        images: how many, those of classes in ``left_out`` not among them.
+        class_counts: images by class, of those that are told.
+        left_out: classes of which the site has images, but fewer than the smallest cell.
+        smallest_cell: smaller counts are not told.
+        global_model: ``global`` in the file: the global model.
+        own: the site's own client model on the same images, if it was given.
+    """
+
+    format: Literal[1] = 1
+    study: Name
+    study_hash: Sha256
+    site: Name
+    model: Sha256
+    created: str = Field(max_length=40)
+    split: Literal["train", "val", "test"]
+    images: int = Field(ge=1, le=10**12)
+    class_counts: dict[Text, Count] = Field(max_length=4096)
+    left_out: tuple[Text, ...] = Field((), max_length=4096)
+    smallest_cell: int = Field(ge=1)
+    global_model: Told = Field(alias="global")
+    own: Told | None = None
+
+
+def evaluate_at_site(
+    model: str | os.PathLike[str],
+    data: ImageSet,
+    study: Study,
+    site: str,
+    *,
+    split: Literal["train", "val", "test"],
+    own: str | os.PathLike[str] | None = None,
+) -> SiteEvaluation:
+    """Measure the global model, and the site's own, on images of the site.
+
+    Args:
+        model: ``global.safetensors`` or a RUN folder.
+        data: images of the site; those of classes with too few are left out.
+        study: says how small a count may be told.
+        site: its name.
+        split: what is told of which images they are.
+        own: the site's submission.
+
+    Raises:
+        OneRoundError: a model cannot be read or is of another study, the study does not know the
+            site, or no class has enough images.
+    """
+    study.require_site(site)
+    least, counts = study.hand_in.smallest_cell, data.class_counts()
+    enough = [c for c in range(len(study.classes)) if counts[c] >= least]
+    told = torch.isin(data.labels, torch.tensor(enough))
+    if not told.any():
+        raise OneRoundError(
+            f"no class has {least} images, the smallest number that the study lets a site tell.",
+            remedy="Use more images, or ask the coordinator about hand_in.smallest_cell.",
+        )
+    images = data.subset(told.nonzero().flatten())
+
+    def measured(path: str | os.PathLike[str]) -> Told:
+        loaded = load_model(path)
+        if (loaded.classes, loaded.image) != (study.classes, study.image):
+            raise OneRoundError(
+                "the model has other classes or images than the study.",
+                file=path,
+                remedy="Give the global model of this study, and the site's own submission to it.",
+            )
+        return _told(evaluate(loaded.model, images, study.image), least)
+
+    names = study.classes
+    return SiteEvaluation.model_validate(
+        {
+            "study": study.name,
+            "study_hash": study.hash,
+            "site": site,
+            "model": _weights_sha256(model),
+            "created": now(),
+            "split": split,
+            "images": len(images),
+            "class_counts": {names[c]: int(counts[c]) for c in enough},
+            "left_out": [names[c] for c in range(len(names)) if 0 < counts[c] < least],
+            "smallest_cell": least,
+            "global": measured(model).model_dump(),
+            "own": None if own is None else measured(own).model_dump(),
+        }
+    )
+
+
+def write_evaluation(
+    path: str | os.PathLike[str],
+    content: SiteEvaluation,
+    *,
+    key: str | os.PathLike[str] | None = None,
+    passphrase: str | None = None,
+) -> list[Path]:
+    """Write the file, and with a key its signature ``FILE.sig``; the paths of what is to be sent.
+
+    Raises:
+        OneRoundError: the key cannot be used, or nothing can be written.
+    """
+    path = Path(path)
+    write_json(path, content.model_dump(mode="json", by_alias=True))
+    return [path] if key is None else [path, keys.sign_file(path, key, passphrase)]
+
+
+def read_evaluation(path: str | os.PathLike[str], study: Study | None = None) -> SiteEvaluation:
+    """Read what a site sent; the file may be from anyone.
+
+    Args:
+        path: the file; with a study that lists keys, its ``.sig`` file must lie beside it.
+        study: the agreement.
+
+    Raises:
+        OneRoundError: the file breaks a rule, is of another study, or is not signed by its site.
+    """
+    path = Path(path)
+    if path.is_file() and path.stat().st_size > LIMIT_BYTES:
+        raise OneRoundError(
+            f"the file is larger than {LIMIT_BYTES} bytes.",
+            file=path,
+            remedy="Give the file that `oneround evaluate --site` wrote.",
+        )
+    content = validated(SiteEvaluation, read_json(path), path)
+    if study is None:
+        return content
+    if content.study_hash != study.hash:
+        raise OneRoundError(
+            f"written for another study, {content.study!r}.",
+            file=path,
+            remedy="Ask the site to evaluate with the study file that it trained with.",
+        )
+    study.require_site(content.site, path)
+    if study.hand_in.keys:
+        _require_signature(path, content.site, study)
+    return content
+
+
+def keep_evaluations(run: Path, evaluations: Sequence[SiteEvaluation]) -> None:
+    """Put evaluations into the RUN folder; a newer one of a site takes the place of its older.
+
+    Raises:
+        OneRoundError: one is of another global model than that of the run.
+    """
+    model = Ledger.read(run).entries[-1].model
+    for evaluation in evaluations:
+        if evaluation.model != model:
+            raise OneRoundError(
+                f"{evaluation.site} has evaluated another model ({evaluation.model[:12]}…).",
+                file=run,
+                remedy=f"Send the site the model of this run ({model[:12]}…), and let it evaluate.",
+            )
+    kept = {evaluation.site: evaluation for evaluation in [*kept_evaluations(run), *evaluations]}
+    content = [kept[site].model_dump(mode="json", by_alias=True) for site in sorted(kept)]
+    write_atomic(run / FILE, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def kept_evaluations(run: Path) -> list[SiteEvaluation]:
+    """The evaluations in a RUN folder, by site.
+
+    Raises:
+        OneRoundError: the file is damaged.
+    """
+    if not (run / FILE).exists():
+        return []
+    content = read_json(run / FILE)
+    return [validated(SiteEvaluation, one, run / FILE) for one in content]
+
+
+class Pooled(Strict):
+    """All sites together: as if their images had been in one place.
+
+    Attributes:
+        images: of all sites.
+        accuracy: share of them that the global model classifies correctly.
+        interval: 95 % interval of the accuracy (Wilson, JASA 1927). It takes images as drawn from
+            these sites; another hospital may be different.
+        worst: the site with the lowest accuracy of the global model.
+        better: sites where the global model is at least as accurate as their own.
+        compared: sites that have told both.
+    """
+
+    images: int
+    accuracy: float
+    interval: tuple[float, float]
+    worst: str
+    better: int
+    compared: int
+
+
+def pool(evaluations: Iterable[SiteEvaluation]) -> Pooled:
+    """What evaluations of one model say together; there is at least one."""
+    found = list(evaluations)
+    images = sum(one.images for one in found)
+    correct = sum(round(one.global_model.accuracy * one.images) for one in found)
+    both = [(one.global_model.accuracy, one.own.accuracy) for one in found if one.own is not None]
+    return Pooled(
+        images=images,
+        accuracy=correct / images,
+        interval=wilson(correct, images),
+        worst=min(found, key=lambda one: one.global_model.accuracy).site,
+        better=sum(ours >= own for ours, own in both),
+        compared=len(both),
+    )
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson, 1927)."""
+    share, z2 = hits / trials, _TIMES**2 / trials
+    middle = share + z2 / 2
+    half = _TIMES * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials))
+    return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
+
+
+def _told(metrics: Metrics, least: int) -> Told:
+    recall = {name: value for name, value in metrics.recall.items() if value is not None}
+    confusion = [[None if 0 < n < least else n for n in row] for row in metrics.confusion]
+    kept = metrics.model_dump(include={"accuracy", "balanced_accuracy", "auroc", "ece"})
+    return Told(**kept, recall=recall, intervals=metrics.intervals, confusion=confusion)
+
+
+def _weights_sha256(model: str | os.PathLike[str]) -> str:
+    path = Path(model)
+    path = path / "global.safetensors" if path.is_dir() else path
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "0" * 64
+
+
+def _require_signature(path: Path, site: str, study: Study) -> None:
+    public, signature = study.hand_in.keys.get(site), keys.signature_path(path)
+    if public is None or not signature.is_file():
+        what = (
+            f"the study has no key of {site}" if public is None else f"{signature.name} is missing"
+        )
+        raise OneRoundError(
+            f"it is not signed by {site}: {what}.",
+            file=path,
+            remedy="Ask the site to evaluate with --key, and to send both files.",
+        )
+    try:
+        keys.verify({keys.WHOLE_FILE: path.read_bytes()}, signature.read_bytes(), public)
+    except keys.WrongSignatureError as error:
+        raise OneRoundError(
+            f"this is not what {site} signed ({error}).",
+            file=path,
+            remedy="Ask the site to send both files again.",
+        ) from error
