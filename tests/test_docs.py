@@ -10,6 +10,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import oneround
+import servers
 import tiny
 from oneround import coordination, methods, models
 from oneround.bench.grid import Bench, DataSource, Entry
@@ -204,6 +206,50 @@ def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Path("predictions.csv").read_text("utf-8").splitlines()) == 25
     assert Path("north.contact-sheet.png").exists()
     assert Path("run/report.html").exists()
+
+
+@pytest.mark.parametrize("carrier", ["folder", "sftp"])
+def test_three_hospitals(
+    carrier: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Line by line, with fewer images and steps; by SFTP with another word for the folder."""
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "tutorials" / "three-hospitals.md"
+    (drawing,) = blocks(page, PYTHON)
+    run(drawing, dict.fromkeys(("160", "120", "80", "40"), "8"), page)
+    changes = {
+        "init": ["--architecture=resnet18:width=2", "--set=training.epochs=1"],
+        "train": ["--device=cpu"],
+        "distill": ["--device=cpu", *(f"--set={option}" for option in tiny.KANG2025)],
+    }
+    with servers.sftp_server(tmp_path / "server") as server:
+        monkeypatch.setenv("HOME", str(tmp_path / "server"))
+        codes = []
+        for line in (line for block in blocks(page, CONSOLE) for line in block.splitlines()):
+            command, *words = shlex.split(line)
+            if command != "oneround":
+                if carrier == "sftp":
+                    line = line.replace("drop/", f"{server.home}/")
+                line = line.replace("-c 100000", "-c 10000")  # the files here are small
+                if command != "python":
+                    assert subprocess.run(line, shell=True, check=False).returncode == 0, line
+                continue
+            if "--extend" in words:
+                words += ["--device=cpu"]
+            else:
+                words += [more for name, all_ in changes.items() if name in words for more in all_]
+            place = server.url if carrier == "sftp" else "drop"
+            code = main([place if word == "drop" else word for word in words])
+            codes.append((words[0], code))
+            assert code == 0 or words[0] == "status", line
+    assert [code for name, code in codes if name == "status"] == [1, 0]
+    text = capsys.readouterr().out
+    for part in ("other-recipient", "1 of 3 sites, 2 needed: not enough yet", "added west for"):
+        assert part in text
+    assert "At the sites" in Path("coordinator/run-2/report.html").read_text("utf-8")
 
 
 def test_method_of_the_guide(tmp_path: Path, submissions: list[Submission]) -> None:
