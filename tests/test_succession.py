@@ -98,6 +98,19 @@ def test_student_starts_as_the_earlier_model(
     assert all(torch.equal(seen[0][name], tensor) for name, tensor in expected.items())
 
 
+def test_progress_is_that_of_the_new_work(distill: Distill) -> None:
+    first, seen = distill("first", "north", "south"), []
+
+    def watch(stage: str, done: int, total: int, note: str) -> None:
+        seen.append((stage, done, total))
+
+    distill("second", "north", "south", "west", extends=first, progress=watch)
+    assert [entry for entry in seen if entry[0] == "synthesis"] == [
+        ("synthesis", 1, 2),
+        ("synthesis", 2, 2),
+    ]
+
+
 def test_two_late_sites_one_after_the_other(distill: Distill) -> None:
     first = distill("first", "north")
     second = distill("second", "north", "south", extends=first)

@@ -109,15 +109,16 @@ def synthesize(
     plan = batches_of(ensemble.clients, len(study.classes), options, kept.added)
     fabric = stage.fabric
     made: dict[int, Shard] = {}
-    for number, batch in enumerate(plan, kept.shards):
+    turns = range(kept.shards, kept.shards + len(plan))
+    for number, batch in zip(turns, plan, strict=True):
         if number % fabric.world_size == fabric.global_rank and not _on_disk(stage, number):
             meter = Meter()
-            bank, curve = _shard(watched, study, options, stage, batch, number, len(plan), meter)
+            bank, curve = _shard(watched, study, options, stage, batch, number, turns, meter)
             made[number] = bank, meter.cost, curve
             _write(stage, number, *made[number])
     fabric.barrier()
     shards = [_read(stage, number)[0] for number in range(kept.shards)]
-    for number in range(kept.shards, kept.shards + len(plan)):
+    for number in turns:
         bank, cost, curve = made[number] if number in made else _read(stage, number)
         shards.append(bank)
         stage.cost = stage.cost + cost
@@ -250,17 +251,17 @@ def _shard(
     stage: Stage,
     batch: Batch,
     number: int,
-    shards: int,
+    turns: range,
     meter: Meter,
 ) -> tuple[ImageBank, list[dict[str, float]]]:
-    """One shard: its images from noise to the end of their trajectory."""
+    """Shard ``number`` of ``turns``: its images from noise to the end of their trajectory."""
     size, targets = len(batch.targets), batch.targets.to(stage.fabric.device)
     taken_at = {max(1, round(point * options.steps)): point for point in options.snapshots}
     snapshots, curve = [], []
     hit_rate = 0.0
     way = trajectory(watched, study, options, batch, stage.generator(number), stage, meter)
     for step, (x, terms) in enumerate(way, 1):
-        last = step == options.steps or meter.flops >= stage.flops / shards
+        last = step == options.steps or meter.flops >= stage.flops / len(turns)
         if last or step in taken_at:
             taken = x.half().cpu().contiguous()
             progress = torch.full((size,), 1.0 if last else taken_at[step])
@@ -271,8 +272,8 @@ def _shard(
             parts = {name: term.item() for name, term in terms.items()}
             entry = {"shard": number, "step": step, "total": sum(parts.values())}
             curve.append(entry | {"hit_rate": hit_rate} | parts)
-        done, total = number * options.steps + step, shards * options.steps
-        stage.tell(total if last and number == shards - 1 else done, total,
+        done, total = (number - turns[0]) * options.steps + step, len(turns) * options.steps
+        stage.tell(total if last and number == turns[-1] else done, total,
                    f"{hit_rate:.0%} on target")  # fmt: skip
         if last:
             break
