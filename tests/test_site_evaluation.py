@@ -151,6 +151,8 @@ def test_report_and_card_show_them(run: Path, tmp_path: Path) -> None:
     page = write_report(folder).read_text("utf-8")
     assert "At the sites" in page
     assert "120 images" in page
+    assert "At the sites it reaches" in page
+    assert "Evaluation happens at the sites" not in page
     card = write_model_card(folder).read_text("utf-8")
     assert "| site-0 | 61 |" in card
     assert "| site-1 | 59 |" in card

@@ -37,17 +37,18 @@ def write_report(run: Path) -> Path:
         )
     study = results.get("study") or {}
     curves = _read_json(run / "curves.json")
-    models = rows(results)
+    models, sites = rows(results), kept_evaluations(run)
+    pooled = pool(sites) if sites else None
     page = (
         environment(Path(__file__).parent)
         .get_template("page.html.j2")
         .render(
             results=results,
-            sites=(sites := kept_evaluations(run)),
-            pooled=pool(sites) if sites else None,
+            sites=sites,
+            pooled=pooled,
             study=study,
             models=models,
-            verdict=verdict(models),
+            verdict=verdict(models, pooled),
             roc=_roc_chart(models[0].metrics) if models else None,
             curves={name: phase_charts(phase) for name, phase in curves.items() if phase},
             gallery=read_gallery(run / "gallery.safetensors", study.get("classes") or []),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oneround.report.units import SPACE, percent
+from oneround.site_evaluation import Pooled
 
 _COMBINED = {
     "global": "Global model",
@@ -42,8 +43,15 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
     return combined + sites
 
 
-def verdict(models: Sequence[Row]) -> str:
-    """The first model against the best site and all other combined ones, for better or worse."""
+def verdict(models: Sequence[Row], pooled: Pooled | None = None) -> str:
+    """The first model against the best site and all other combined ones, for better or worse; or,
+    where no model was measured here, what the sites say of it together."""
+    if not models and pooled:
+        return (
+            "The global model was made without a single image. At the sites it reaches "
+            f"{percent(pooled.accuracy)} accuracy on {pooled.images:,} images of their own, and "
+            f"least at {pooled.worst}."
+        )
     if not models:
         return (
             "The global model was made without a single image, so its accuracy is not known "
