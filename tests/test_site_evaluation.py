@@ -64,6 +64,11 @@ def test_numbers_are_those_of_evaluate(run: Path, submission_files: list[Path]) 
     assert found.model == Ledger.read(run).entries[-1].model
 
 
+def test_client_model_of_another_site(run: Path, submission_files: list[Path]) -> None:
+    with pytest.raises(OneRoundError, match="the client model of site-1"):
+        at_site(run, own=submission_files[1])
+
+
 def test_small_cells_are_not_told(run: Path) -> None:
     found = at_site(run)
     truth = evaluate(load_model(run).model, tiny.images(60, seed=5), STUDY.image).confusion

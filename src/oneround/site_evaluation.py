@@ -26,6 +26,7 @@ from oneround.files import read_json, write_atomic, write_json
 from oneround.ledger import Ledger
 from oneround.model_file import load_model
 from oneround.study import Name, Strict, Study, Text, validated
+from oneround.submission import read_submission
 from oneround.submission.manifest import Count, Sha256, now
 
 LIMIT_BYTES = 1 << 24
@@ -126,6 +127,12 @@ def evaluate_at_site(
             )
         return _told(evaluate(loaded.model, images, study.image), least)
 
+    if own is not None and (other := read_submission(own).manifest.site) != site:
+        raise OneRoundError(
+            f"this is the client model of {other}.",
+            file=own,
+            remedy=f"Give the submission of {site}, or leave out --own.",
+        )
     names = study.classes
     return SiteEvaluation.model_validate(
         {
