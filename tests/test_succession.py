@@ -153,6 +153,15 @@ def test_nothing_of_a_site_that_left_is_in_the_model(distill: Distill) -> None:
     assert last.submissions.keys() == {"north", "west"}
 
 
+def test_older_model_as_start_is_refused_when_a_site_leaves(distill: Distill) -> None:
+    first = distill("first", "north", "south")
+    changes = [*tiny.KANG2025, f"distillation.start={first / 'global.safetensors'}"]
+    options = methods.get("kang2025").resolve("quick", changes)
+    second = distill("second", "north", "south", "west", options=options)
+    with pytest.raises(OneRoundError, match="would start from"):
+        distill("third", "north", "west", extends=second, without=["south"])
+
+
 def test_one_comes_and_one_leaves(distill: Distill) -> None:
     first = distill("first", "north", "south")
     second = distill("second", "north", "west", extends=first, without=["south"])

@@ -134,8 +134,8 @@ class Carrier:
             replace: whether another file of this name may be replaced.
 
         Raises:
-            OneRoundError: there is another file of this name, or it did not arrive whole; then
-                nothing has changed at the carrier.
+            OneRoundError: there is another file of this name, or it did not arrive whole. Then
+                what was there before is there still, but for HTTPS PUT, where the server decides.
         """
         digest, size = _sha256(file), file.stat().st_size
         target = self._path(file.name)

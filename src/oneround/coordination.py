@@ -32,6 +32,7 @@ from oneround.succession import (
     Succession,
     extended_options,
     keep_bank,
+    require_fresh_start,
     succession,
 )
 from oneround.succession import kept as kept_of
@@ -96,6 +97,8 @@ def distill(
         method = methods.get(method)
     method = method or (before.method if before else methods.get("kang2025"))
     options = options or (before.options() if before else method.resolve())
+    if change.how == "withdrawal":
+        require_fresh_start(options)
     kept, earlier = Kept(), {}
     if before and change.how == "extension":
         earlier = {

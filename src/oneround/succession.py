@@ -147,6 +147,20 @@ def extended_options(
     return changed
 
 
+def require_fresh_start(options: Strict) -> None:
+    """Refuse options that would bring an older model into a run that must have nothing of one.
+
+    Raises:
+        OneRoundError: the student starts from a model file.
+    """
+    start = getattr(getattr(options, "distillation", None), "start", "auto")
+    if start not in ("auto", "scratch", "average"):
+        raise OneRoundError(
+            f"the student would start from {start}, which may hold what the site has left in it.",
+            remedy="Add --set distillation.start=auto.",
+        )
+
+
 def keep_bank(before: Predecessor, run: Path) -> None:
     """Copy the bank of the earlier run, as the first shards of this one; safe to repeat."""
     for file in _shards(before.path):
