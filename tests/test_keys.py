@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -178,6 +179,12 @@ def test_file_and_its_signature(north: keys.KeyFiles, tmp_path: Path) -> None:
     assert caught.value.file == str(file)
 
 
+def decrypted(identity: keys.Identity, content: bytes) -> bytes:
+    plain = io.BytesIO()
+    identity.decrypt(io.BytesIO(content), plain)
+    return plain.getvalue()
+
+
 def test_only_the_recipient_can_open(tmp_path: Path) -> None:
     pair = keys.new_encryption_key(tmp_path / "coordinator")
     content = bytes(100_000)
@@ -185,15 +192,15 @@ def test_only_the_recipient_can_open(tmp_path: Path) -> None:
     assert keys.is_encrypted(encrypted)
     assert len(encrypted) < len(content) + 500
     identity = keys.Identity(pair.private)
-    assert identity.decrypt(encrypted) == content
+    assert decrypted(identity, encrypted) == content
     [secret] = [line for line in pair.private.read_text().splitlines() if line[0] != "#"]
     assert pyrage.decrypt(encrypted, [pyrage.x25519.Identity.from_str(secret)]) == content
     other = keys.Identity(keys.new_encryption_key(tmp_path / "other").private)
     with pytest.raises(WrongIdentityError):
-        other.decrypt(encrypted)
+        decrypted(other, encrypted)
     for damaged in (encrypted[:-1], encrypted[:500], encrypted + b"x", b"age-encryption.org/v1\n"):
         with pytest.raises(WrongIdentityError):
-            identity.decrypt(damaged)
+            decrypted(identity, damaged)
 
 
 def test_identity_with_a_passphrase(tmp_path: Path) -> None:
@@ -201,7 +208,7 @@ def test_identity_with_a_passphrase(tmp_path: Path) -> None:
     assert keys.needs_passphrase(pair.private)
     assert b"AGE-SECRET-KEY" not in pair.private.read_bytes()
     encrypted = keys.encrypt(b"x", keys.read_recipient(pair.public))
-    assert keys.Identity(pair.private, "open sesame").decrypt(encrypted) == b"x"
+    assert decrypted(keys.Identity(pair.private, "open sesame"), encrypted) == b"x"
     for wrong in ("open", None):
         with pytest.raises(OneRoundError, match="the passphrase does not open it"):
             keys.Identity(pair.private, wrong)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -282,18 +282,23 @@ class Identity:
                 else "Give the .identity file that `oneround keys new` wrote.",
             ) from error
 
-    def decrypt(self, content: bytes) -> bytes:
-        """The content of an age file; at most as long as the file.
+    def decrypt(self, encrypted: BinaryIO, plain: BinaryIO) -> None:
+        """Write the content of an age file into another; little of it is in memory at a time.
+
+        Args:
+            encrypted: at its start.
+            plain: gets the content, which is at most as long.
 
         Raises:
             WrongIdentityError: it was encrypted to another key, or is damaged.
         """
         pyrage = _package("pyrage")
         try:
-            plain: bytes = pyrage.decrypt(content, [self._identity])
-        except pyrage.DecryptError as error:
+            pyrage.decrypt_io(encrypted, plain, [self._identity])
+        except (pyrage.DecryptError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of the disk; damage has no number
+                raise
             raise WrongIdentityError(str(error)[:200]) from error
-        return plain
 
 
 def needs_passphrase(path: str | os.PathLike[str]) -> bool:

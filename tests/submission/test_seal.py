@@ -162,6 +162,23 @@ def test_encrypted_to_the_coordinator(
     assert codes(path, secret, identity) == []  # one that came in the clear is a submission too
 
 
+def test_full_disk_is_not_taken_for_a_wrong_key(
+    submit: Submit,
+    secret: Study,
+    pairs: dict[str, keys.KeyFiles],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leaves = seal_submission(submit(), secret, key=pairs["north"].private)
+    identity = keys.Identity(pairs["coordinator"].private)
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no disk that is always full")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: full.open("r+b", buffering=0))
+    [problem] = check_submission(leaves, secret, identity=identity)
+    assert problem.code == "unreadable"
+    assert "No space left" in problem.what
+
+
 def test_limit_holds_for_encrypted_files(
     submit: Submit, secret: Study, pairs: dict[str, keys.KeyFiles]
 ) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -151,7 +152,9 @@ def read_submissions(
     return sorted(submissions, key=lambda submission: submission.manifest.site)
 
 
-def examine(file: io.BufferedReader | io.BytesIO, study: Study | None) -> Findings:
+def examine(
+    file: io.BufferedReader | io.BufferedRandom | io.BytesIO, study: Study | None
+) -> Findings:
     """Look at an open file from the outside in; go on after a problem wherever that is safe."""
     found = Findings(size=file.seek(0, os.SEEK_END))
     file.seek(0)
@@ -202,8 +205,10 @@ def _examine_path(
             if not keys.is_encrypted(file.read(64)):
                 return examine(file, study)
             file.seek(0)
-            found = examine(io.BytesIO(_decrypted(file.read(), identity)), study)
-            found.size = file.tell()
+            with tempfile.TemporaryFile() as plain:  # has no name, and is gone when it is closed
+                _decrypt(file, plain, identity)
+                found = examine(plain, study)
+            found.size = os.fstat(file.fileno()).st_size
             return found
     except Refused as refused:
         return Findings(list(refused.problems))
@@ -231,7 +236,7 @@ def _open(path: Path, limit_bytes: int) -> io.BufferedReader:
     return path.open("rb")
 
 
-def _decrypted(content: bytes, identity: keys.Identity | None) -> bytes:
+def _decrypt(encrypted: BinaryIO, plain: BinaryIO, identity: keys.Identity | None) -> None:
     if identity is None:
         refuse(
             "encrypted",
@@ -240,7 +245,7 @@ def _decrypted(content: bytes, identity: keys.Identity | None) -> bytes:
             "The coordinator gives --identity; a site looks at the file that it was made from.",
         )
     try:
-        return identity.decrypt(content)
+        identity.decrypt(encrypted, plain)
     except keys.WrongIdentityError as error:
         refuse(
             "other-recipient",
