@@ -196,7 +196,7 @@ def collect_results(
     study_facts = study.model_dump(mode="json", include={"name", "classes", "image"})
     return Results(
         oneround=environment()["oneround"],
-        command=shlex.join(["oneround", *sys.argv[1:]]),
+        command=_command(sys.argv),
         created=now(),
         method=method.name,
         study=study_facts | {"hash": study.hash},
@@ -220,6 +220,13 @@ def collect_results(
         ],
         hashes=_hashes(run.path),
     )
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command line, if it is ours; those of other programs may hold secrets."""
+    program = Path(words[0]).name if words else ""
+    ours = program in ("oneround", "__main__.py")
+    return shlex.join(["oneround", *words[1:]]) if ours else program
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from oneround import keys
-from oneround.data import ImageSet
+from oneround.data import ImageSet, Splits
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate
 from oneround.files import read_json, write_atomic, write_json
@@ -31,6 +31,8 @@ from oneround.submission.manifest import Count, Sha256, now
 
 LIMIT_BYTES = 1 << 24
 FILE = "evaluations.json"
+Chosen = Literal["train", "val", "test"]
+Split = Literal["auto", "train", "val", "test"]
 _TIMES = 1.96  # standard deviations on either side, 95 %
 
 
@@ -74,7 +76,7 @@ class SiteEvaluation(Strict):
     site: Name
     model: Sha256
     created: str = Field(max_length=40)
-    split: Literal["train", "val", "test"]
+    split: Chosen
     images: int = Field(ge=1, le=10**12)
     class_counts: dict[Text, Count] = Field(max_length=4096)
     left_out: tuple[Text, ...] = Field((), max_length=4096)
@@ -83,13 +85,31 @@ class SiteEvaluation(Strict):
     own: Told | None = None
 
 
+def chosen_split(
+    splits: Splits, split: Split, data: str | os.PathLike[str]
+) -> tuple[Chosen, ImageSet]:
+    """The images to evaluate on; auto: the test images, or else the validation images, or all.
+
+    Raises:
+        OneRoundError: there are none; it names ``data``.
+    """
+    order: tuple[Chosen, ...] = ("test", "val", "train") if split == "auto" else (split,)
+    for name in order:
+        images: ImageSet | None = getattr(splits, name)
+        if images is not None and len(images):
+            return name, images
+    raise OneRoundError(
+        f"there is no {split} image.", file=data, remedy="Choose another --split, or add images."
+    )
+
+
 def evaluate_at_site(
     model: str | os.PathLike[str],
     data: ImageSet,
     study: Study,
     site: str,
     *,
-    split: Literal["train", "val", "test"],
+    split: Chosen,
     own: str | os.PathLike[str] | None = None,
 ) -> SiteEvaluation:
     """Measure the global model, and the site's own, on images of the site.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -25,17 +25,21 @@ from oneround.cli.console import (
     say,
     warn_skipped,
 )
-from oneround.data import ImageSet, Splits, read_splits
+from oneround.data import read_splits
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
 from oneround.files import require_folder, write_json
 from oneround.model_file import load_model
 from oneround.report import units
-from oneround.site_evaluation import SiteEvaluation, evaluate_at_site, write_evaluation
+from oneround.site_evaluation import (
+    SiteEvaluation,
+    Split,
+    chosen_split,
+    evaluate_at_site,
+    write_evaluation,
+)
 from oneround.study import Study
 
-Chosen = Literal["train", "val", "test"]
-Split = Literal["auto", "train", "val", "test"]
 LABELS = {
     "accuracy": "accuracy",
     "balanced accuracy": "balanced_accuracy",
@@ -91,7 +95,7 @@ def evaluate(
         data, image=loaded.image, classes=loaded.classes, max_skipped=max_skipped, download=download
     )
     warn_skipped(splits.skipped)
-    name, images = _choose(splits, split, data)
+    name, images = chosen_split(splits, split, data)
     if study_file and site and file:
         study = Study.read(study_file)
         found = evaluate_at_site(model_file, images, study, site, split=name, own=own)
@@ -152,14 +156,3 @@ def _table(metrics: Metrics) -> Table:
         shown = "no image" if value is None else units.decimal(value)
         table.add_row(escape(f"recall of {name}"), shown)
     return table
-
-
-def _choose(splits: Splits, split: Split, data: str) -> tuple[Chosen, ImageSet]:
-    order: tuple[Chosen, ...] = ("test", "val", "train") if split == "auto" else (split,)
-    for name in order:
-        images: ImageSet | None = getattr(splits, name)
-        if images is not None and len(images):
-            return name, images
-    raise OneRoundError(
-        f"there is no {split} image.", file=data, remedy="Choose another --split, or add images."
-    )

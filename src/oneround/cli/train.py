@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -24,13 +23,10 @@ from oneround.cli.console import (
     say,
     warn_skipped,
 )
-from oneround.contact_sheet import write_contact_sheet
 from oneround.data import read_splits
 from oneround.errors import OneRoundError
-from oneround.stage import Stage, derived_seed
+from oneround.site_training import make_submission
 from oneround.study import ArchitectureSpec, Study
-from oneround.submission import check_submission
-from oneround.training import train_client
 
 
 def train(
@@ -58,12 +54,6 @@ def train(
     """
     study = Study.read(study_file, signed_by=signed_by)
     study.require_site(site, study_file)
-    if file.exists() and any(problem.fatal for problem in check_submission(file)):
-        raise OneRoundError(
-            "there is something else than a submission already.",
-            file=file,
-            remedy="Choose another --out, such as NAME.oneround, or move that file away.",
-        )
     splits = read_splits(
         data, image=study.image, classes=study.classes, max_skipped=max_skipped, download=download
     )
@@ -72,24 +62,18 @@ def train(
         raise OneRoundError(
             "there is no training image.", file=data, remedy="Give images in the train split."
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet = file.with_suffix(".contact-sheet.png")
-    write_contact_sheet(sheet, study, splits.train)
     chosen = [ArchitectureSpec.parse(text) for text in architecture or []]
-    work = file.with_suffix(".training")
-    stage = Stage("training", derived_seed(study.seed, site), work, fabric_for(device, threads))
     with ProgressBars() as progress:
-        stage.progress = progress
-        client = train_client(
+        made = make_submission(
             study,
             site,
-            splits.train,
-            splits.val,
+            splits,
+            file,
             architecture=chosen[0] if chosen else None,
-            stage=stage,
+            fabric=fabric_for(device, threads),
+            progress=progress,
         )
-    manifest = client.write(file, study)
-    shutil.rmtree(work, ignore_errors=True)
+    client, manifest, sheet = made.client, made.manifest, made.contact_sheet
     if as_json:
         print_json(
             {
@@ -97,7 +81,7 @@ def train(
                 "bytes": file.stat().st_size,
                 "contact_sheet": str(sheet),
                 "skipped": list(splits.skipped),
-                "cost": stage.cost.model_dump(),
+                "cost": made.cost.model_dump(),
                 "manifest": manifest.model_dump(mode="json"),
             }
         )
