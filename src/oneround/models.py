@@ -116,9 +116,10 @@ def build(
     Raises:
         OneRoundError: the name is unknown, or the arguments do not fit it.
     """
-    for point in _installed():
-        if point.name == architecture.name and point.name not in _BUILDERS:
-            _BUILDERS[point.name] = point.load()
+    if architecture.name not in _BUILDERS:
+        for point in _installed():  # it takes longer to look than to build a small network
+            if point.name == architecture.name:
+                _BUILDERS[point.name] = point.load()
     if architecture.name not in _BUILDERS:
         raise OneRoundError(
             f"unknown architecture {architecture.name!r}.",

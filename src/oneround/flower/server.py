@@ -13,7 +13,6 @@ import logging
 import os
 import tempfile
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -113,33 +112,31 @@ def federate(grid: Grid, settings: Settings) -> None:
     log.info("done: %s", settings.out / "report.html")
 
 
-@dataclass(frozen=True)
 class Inbox:
     """The folder of submissions: what comes in is checked before it gets its name.
 
-    Attributes:
-        folder: may hold files that came by another carrier.
+    Args:
+        folder: may hold files that came by another carrier; made if it is not there.
         study: the agreement.
         identity: opens encrypted files.
+
+    Attributes:
+        sites: of which a file is accepted.
     """
 
-    folder: Path
-    study: Study
-    identity: Identity | None
+    def __init__(self, folder: Path, study: Study, identity: Identity | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.study, self.identity = folder, study, identity
+        self.sites = {file.site for file in self._status().files if file.accepted}
 
-    def status(self) -> handed_in.Status:
-        """Who has handed in, what is wrong, and whether it is enough."""
+    def _status(self) -> handed_in.Status:
         paths = handed_in.submissions_in(self.folder)
         return handed_in.status(self.study, paths, identity=self.identity)
 
-    def sites(self) -> set[str]:
-        """Of which a file is accepted."""
-        return {file.site for file in self.status().files if file.accepted and file.site}
-
     def complete(self) -> bool:
         """Whether all sites that the study knows have handed in."""
-        expected = set(handed_in.expected_sites(self.study))
-        return bool(expected) and expected <= self.sites()
+        expected = handed_in.expected_sites(self.study)
+        return bool(expected) and self.sites.issuperset(expected)
 
     def take(self, content: bytes) -> str:
         """Keep what a node sent, and return its site.
@@ -153,10 +150,11 @@ class Inbox:
             part = Path(folder, "from-a-node.oneround")
             part.write_bytes(content)
             site = read_submission(part, self.study, identity=self.identity).manifest.site
-        if site in self.sites():
+        if site in self.sites:
             raise OneRoundError(f"{site} has handed in before; that file stays.")
         suffix = ENCRYPTED_SUFFIX if is_encrypted(content[:64]) else ""
         write_atomic(self.folder / f"{site}.oneround{suffix}", content)
+        self.sites.add(site)
         return site
 
     def enough(self, notes: list[str]) -> list[Path]:
@@ -165,7 +163,7 @@ class Inbox:
         Raises:
             OneRoundError: there are fewer than k, or they do not go together.
         """
-        found = self.status()
+        found = self._status()
         if not found.enough:
             problems = [*notes, *map(str, found.together)]
             raise OneRoundError(
@@ -179,7 +177,6 @@ class Inbox:
 
 def gather(grid: Grid, settings: Settings, inbox: Inbox) -> list[str]:
     """One message to every site, one submission back; what went wrong, for the report."""
-    inbox.folder.mkdir(parents=True, exist_ok=True)
     study = inbox.study
     deadline = study.hand_in.deadline
     talk = settings.conversation(grid, deadline.timestamp() if deadline else float("inf"))
@@ -192,14 +189,14 @@ def gather(grid: Grid, settings: Settings, inbox: Inbox) -> list[str]:
             _take_submission(node, reply, inbox)
         elif facts.get("study") != study.hash:
             node.end("has another study; send it the study file again")
-        elif node.site in inbox.sites():
+        elif node.site in inbox.sites:
             node.end("has handed in before", well=True)
         else:
             log.info("%s is asked to train", node)
             talk.ask(node, TRAIN, {"study": study.hash})
 
     talk.run(lambda node: talk.ask(node, HELLO, {}), take, inbox.complete)
-    accepted = inbox.sites()
+    accepted = inbox.sites
     named = {node.site for node in talk.nodes}
     missing = [s for s in handed_in.expected_sites(study) if s not in accepted | named]
     return [
