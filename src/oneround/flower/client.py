@@ -41,7 +41,7 @@ METRICS = "metrics.json"
 
 
 class Site(Strict):
-    """The site's own settings: ``--node-config 'site="north" study="…" …'``.
+    """The site's own settings, ``--node-config``, where they are written with ``-`` for ``_``.
 
     Attributes:
         site: its name.
@@ -72,9 +72,11 @@ class Site(Strict):
         Raises:
             OneRoundError: a key is missing, unknown or wrong.
         """
-        given: dict[str, Any] = dict(context.node_config)
-        if "partition-id" in given:  # set by Flower's simulation, which sites never run
-            given = _simulated(context.run_config, int(given["partition-id"]))
+        given: dict[str, Any] = {
+            key.replace("-", "_"): value for key, value in context.node_config.items()
+        }
+        if "partition_id" in given:  # set by Flower's simulation, which sites never run
+            given = _simulated(context.run_config, int(given["partition_id"]))
         return cls.validate_options(given, "--node-config")
 
     def agreed(self, asked: str) -> Study:

@@ -41,6 +41,8 @@ app = ServerApp()
 
 METRICS = "metrics.json"
 
+OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+
 
 class Settings(Strict):
     """The options of ``flwr run --run-config``, where they are written with ``-`` for ``_``.
@@ -52,6 +54,8 @@ class Settings(Strict):
         identity: opens encrypted submissions; its passphrase is in ``ONEROUND_PASSPHRASE``.
         method, preset, seed: as for ``oneround distill``.
         options: as ``--set`` of ``oneround distill``, separated by spaces.
+        extend: RUN folder of the global model so far, as for ``oneround distill``; its method and
+            options are taken.
         lifetime_hours: how long a site may take for its answer, as long as its node lives.
         wait_minutes: how long sites that are not online are waited for.
         poll_seconds: how often answers are looked for.
@@ -61,10 +65,11 @@ class Settings(Strict):
     study: Path
     inbox: Path
     out: Path
-    identity: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
+    identity: OptionalPath = None
     method: str = "kang2025"
     preset: str = "quick"
     options: str = ""
+    extend: OptionalPath = None
     seed: int = Field(default=0, ge=0)
     lifetime_hours: float = Field(default=24, gt=0)
     wait_minutes: float = Field(default=5, ge=0)
@@ -219,7 +224,10 @@ def _take_submission(node: Node, reply: Message, inbox: Inbox) -> None:
 
 def distill(study: Study, files: list[Path], identity: Identity | None, settings: Settings) -> None:
     """The global model, as ``oneround distill`` makes it; goes on with an interrupted run."""
-    method = methods.get(settings.method)
+    method = options = None
+    if settings.extend is None:
+        method = methods.get(settings.method)
+        options = method.resolve(settings.preset, settings.options.split())
     shown: dict[str, int] = {}
 
     def progress(stage: str, done: int, total: int, note: str) -> None:
@@ -234,8 +242,9 @@ def distill(study: Study, files: list[Path], identity: Identity | None, settings
         read_submissions(files, study, identity=identity),
         out=settings.out,
         method=method,
-        options=method.resolve(settings.preset, settings.options.split()),
+        options=options,
         seed=settings.seed,
+        extends=settings.extend,
         resume=(settings.out / "configuration.json").exists(),
         progress=progress,
     )
