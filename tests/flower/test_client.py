@@ -9,8 +9,8 @@ import pytest
 
 from flower.federation import asked, hospitals, node_config, run_config
 from oneround import keys
-from oneround.flower import client
 from oneround.flower.messages import EVALUATE, HELLO, TRAIN, facts_of, files_of
+from oneround.live import site as live_site
 from oneround.submission import read_submission
 
 
@@ -75,7 +75,7 @@ def test_even_a_fault_of_ours_is_not_told(
     def fails(*args: object, **kwargs: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(client, "make_submission", fails)
+    monkeypatch.setattr(live_site, "make_submission", fails)
     reply = asked(TRAIN, node_config(tmp_path, "north"), study=study.hash)
     assert "secret" not in str(reply)
     assert "Traceback" in caplog.text

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from oneround.flower.messages import Fact, content, facts_of
+from oneround.flower.messages import content, facts_of
+from oneround.live.site import Fact
 
-log = logging.getLogger("oneround.flower")
+log = logging.getLogger("oneround.live")
 
 
 @dataclass

@@ -7,13 +7,14 @@ from typing import TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from oneround.live.site import Fact
+
 HELLO, TRAIN, EVALUATE = "query.hello", "train.submission", "evaluate.global"
 """Message types, as Flower routes them to the functions of the ClientApp."""
 
 FILES, FACTS = "files", "facts"
 
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
-Fact = str | int | float | bool
 
 
 def content(facts: Mapping[str, Fact], files: Mapping[str, bytes] | None = None) -> RecordDict:

@@ -11,35 +11,33 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 from pydantic import BeforeValidator, Field
 
-from oneround import coordination, handed_in, methods
+from oneround import handed_in, methods
 from oneround.errors import OneRoundError
-from oneround.files import write_atomic
-from oneround.flower import show_log
 from oneround.flower.conversation import Conversation, Node
 from oneround.flower.messages import EVALUATE, HELLO, TRAIN, facts_of, files_of
-from oneround.keys import ENCRYPTED_SUFFIX, Identity, is_encrypted, signature_path
-from oneround.model_file import CONFIG, WEIGHTS
-from oneround.report import write_model_card, write_report
-from oneround.results import Results
-from oneround.site_evaluation import keep_evaluations, read_evaluation
+from oneround.keys import Identity
+from oneround.live import show_log
+from oneround.live.coordinator import (
+    Inbox,
+    distill,
+    global_model,
+    take_metrics,
+    write_pages,
+)
 from oneround.study import Strict, Study
-from oneround.submission import LIMIT_BYTES, read_submission, read_submissions
 
-log = logging.getLogger("oneround.flower")
+log = logging.getLogger("oneround.live")
 
 app = ServerApp()
-
-METRICS = "metrics.json"
 
 OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
@@ -86,6 +84,18 @@ class Settings(Strict):
         given = {key.replace("-", "_"): value for key, value in context.run_config.items()}
         return cls.validate_options(given, "--run-config")
 
+    def distillation(self) -> dict[str, Any]:
+        """What is asked for, as arguments of :func:`oneround.live.coordinator.distill`.
+
+        Raises:
+            OneRoundError: there is no such method, or it has no such options.
+        """
+        if self.extend is not None:
+            return {"extends": self.extend, "seed": self.seed}
+        method = methods.get(self.method)
+        options = method.resolve(self.preset, self.options.split())
+        return {"method": method, "options": options, "seed": self.seed}
+
     def conversation(self, grid: Grid, deadline: float = float("inf")) -> Conversation:
         """With all nodes, until a deadline in seconds since 1970."""
         until = min(deadline, time.time() + 3600 * self.lifetime_hours)
@@ -110,74 +120,10 @@ def federate(grid: Grid, settings: Settings) -> None:
     identity = Identity(settings.identity, secret) if settings.identity else None
     inbox = Inbox(settings.inbox, study, identity)
     notes = gather(grid, settings, inbox)
-    files = inbox.enough(notes)
-    distill(study, files, identity, settings)
+    distill(inbox, inbox.enough(notes), settings.out, **settings.distillation())
     notes += evaluate(grid, settings, study)
     write_pages(settings.out, notes)
     log.info("done: %s", settings.out / "report.html")
-
-
-class Inbox:
-    """The folder of submissions: what comes in is checked before it gets its name.
-
-    Args:
-        folder: may hold files that came by another carrier; made if it is not there.
-        study: the agreement.
-        identity: opens encrypted files.
-
-    Attributes:
-        sites: of which a file is accepted.
-    """
-
-    def __init__(self, folder: Path, study: Study, identity: Identity | None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.study, self.identity = folder, study, identity
-        self.sites = {file.site for file in self._status().files if file.accepted}
-
-    def _status(self) -> handed_in.Status:
-        paths = handed_in.submissions_in(self.folder)
-        return handed_in.status(self.study, paths, identity=self.identity)
-
-    def complete(self) -> bool:
-        """Whether all sites that the study knows have handed in."""
-        expected = handed_in.expected_sites(self.study)
-        return bool(expected) and self.sites.issuperset(expected)
-
-    def take(self, content: bytes) -> str:
-        """Keep what a node sent, and return its site.
-
-        Raises:
-            OneRoundError: it is no submission to this study, or the site has handed in before.
-        """
-        if len(content) > LIMIT_BYTES:
-            raise OneRoundError(f"the file is larger than {LIMIT_BYTES} bytes.")
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".") as folder:
-            part = Path(folder, "from-a-node.oneround")
-            part.write_bytes(content)
-            site = read_submission(part, self.study, identity=self.identity).manifest.site
-        if site in self.sites:
-            raise OneRoundError(f"{site} has handed in before; that file stays.")
-        suffix = ENCRYPTED_SUFFIX if is_encrypted(content[:64]) else ""
-        write_atomic(self.folder / f"{site}.oneround{suffix}", content)
-        self.sites.add(site)
-        return site
-
-    def enough(self, notes: list[str]) -> list[Path]:
-        """The accepted files.
-
-        Raises:
-            OneRoundError: there are fewer than k, or they do not go together.
-        """
-        found = self._status()
-        if not found.enough:
-            problems = [*notes, *map(str, found.together)]
-            raise OneRoundError(
-                f"{found.accepted} submission(s) of the {found.at_least} that are needed. "
-                + " ".join(problems),
-                file=self.folder,
-                remedy="See to these sites, then start the same run again: it goes on from here.",
-            )
-        return [self.folder / file.file for file in found.files if file.accepted]
 
 
 def gather(grid: Grid, settings: Settings, inbox: Inbox) -> list[str]:
@@ -222,38 +168,8 @@ def _take_submission(node: Node, reply: Message, inbox: Inbox) -> None:
         node.end(f"has handed in: {site}, {len(content):,} bytes", well=True)
 
 
-def distill(study: Study, files: list[Path], identity: Identity | None, settings: Settings) -> None:
-    """The global model, as ``oneround distill`` makes it; goes on with an interrupted run."""
-    method = options = None
-    if settings.extend is None:
-        method = methods.get(settings.method)
-        options = method.resolve(settings.preset, settings.options.split())
-    shown: dict[str, int] = {}
-
-    def progress(stage: str, done: int, total: int, note: str) -> None:
-        tenth = 10 * done // max(1, total)
-        if shown.get(stage) != tenth:
-            shown[stage] = tenth
-            log.info("%s: %s of %s", stage, done, total)
-
-    log.info("distillation from %s submissions", len(files))
-    coordination.distill(
-        study,
-        read_submissions(files, study, identity=identity),
-        out=settings.out,
-        method=method,
-        options=options,
-        seed=settings.seed,
-        extends=settings.extend,
-        resume=(settings.out / "configuration.json").exists(),
-        progress=progress,
-    )
-
-
 def evaluate(grid: Grid, settings: Settings, study: Study) -> list[str]:
     """The global model to every site, metrics back; what went wrong, for the report."""
-    run = settings.out
-    files = {name: (run / name).read_bytes() for name in (WEIGHTS, CONFIG)}
     talk = settings.conversation(grid)
     told: set[str] = set()
 
@@ -264,34 +180,21 @@ def evaluate(grid: Grid, settings: Settings, study: Study) -> list[str]:
         elif facts.get("told") is False:
             node.end("tells no metrics", well=True)
         else:
-            _take_metrics(node, reply, run, study, told)
+            _take_metrics(node, reply, settings.out, study, told)
 
     expected = set(handed_in.expected_sites(study))
-    greet = partial(talk.ask, kind=EVALUATE, facts={"study": study.hash}, files=files)
+    greet = partial(
+        talk.ask, kind=EVALUATE, facts={"study": study.hash}, files=global_model(settings.out)
+    )
     talk.run(greet, take, lambda: bool(expected) and expected <= told)
     return [f"Evaluation: {node} {node.outcome}." for node in talk.nodes if not node.well]
 
 
 def _take_metrics(node: Node, reply: Message, run: Path, study: Study, told: set[str]) -> None:
-    files = files_of(reply)
-    with tempfile.TemporaryDirectory(dir=run, prefix=".") as folder:
-        path = Path(folder, METRICS)
-        for part in (path, signature_path(path)):
-            if part.name in files:
-                part.write_bytes(files[part.name])
-        try:
-            found = read_evaluation(path, study)
-            keep_evaluations(run, [found])
-        except OneRoundError as error:
-            node.end(f"sent metrics that are refused: {error.reason}")
-            return
-    told.add(found.site)
-    node.end(f"has evaluated: accuracy {found.global_model.accuracy:.3f}", well=True)
-
-
-def write_pages(run: Path, notes: list[str]) -> None:
-    """Report and model card, with what went wrong on the way."""
-    results = Results.read(run)
-    results.model_copy(update={"notes": notes}).write(run)
-    write_report(run)
-    write_model_card(run)
+    try:
+        found = take_metrics(run, study, files_of(reply))
+    except OneRoundError as error:
+        node.end(f"sent metrics that are refused: {error.reason}")
+    else:
+        told.add(found.site)
+        node.end(f"has evaluated: accuracy {found.global_model.accuracy:.3f}", well=True)

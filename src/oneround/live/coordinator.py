@@ -1,0 +1,151 @@
+"""The coordinator in a live federation: what arrives, and what is made of it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from oneround import coordination, handed_in
+from oneround.errors import OneRoundError
+from oneround.files import write_atomic
+from oneround.keys import ENCRYPTED_SUFFIX, Identity, is_encrypted, signature_path
+from oneround.live.site import METRICS
+from oneround.methods import Method
+from oneround.model_file import CONFIG, WEIGHTS
+from oneround.report import write_model_card, write_report
+from oneround.results import Results
+from oneround.site_evaluation import SiteEvaluation, keep_evaluations, read_evaluation
+from oneround.study import Strict, Study
+from oneround.submission import LIMIT_BYTES, read_submission, read_submissions
+
+log = logging.getLogger("oneround.live")
+
+
+class Inbox:
+    """The folder of submissions: what comes in is checked before it gets its name.
+
+    Args:
+        folder: may hold files that came by another carrier; made if it is not there.
+        study: the agreement.
+        identity: opens encrypted files.
+
+    Attributes:
+        sites: of which a file is accepted.
+    """
+
+    def __init__(self, folder: Path, study: Study, identity: Identity | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.study, self.identity = folder, study, identity
+        self.sites = {file.site for file in self._status().files if file.accepted}
+
+    def _status(self) -> handed_in.Status:
+        paths = handed_in.submissions_in(self.folder)
+        return handed_in.status(self.study, paths, identity=self.identity)
+
+    def complete(self) -> bool:
+        """Whether all sites that the study knows have handed in."""
+        expected = handed_in.expected_sites(self.study)
+        return bool(expected) and self.sites.issuperset(expected)
+
+    def take(self, content: bytes) -> str:
+        """Keep what a node sent, and return its site.
+
+        Raises:
+            OneRoundError: it is no submission to this study, or the site has handed in before.
+        """
+        if len(content) > LIMIT_BYTES:
+            raise OneRoundError(f"the file is larger than {LIMIT_BYTES} bytes.")
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".") as folder:
+            part = Path(folder, "from-a-node.oneround")
+            part.write_bytes(content)
+            site = read_submission(part, self.study, identity=self.identity).manifest.site
+        if site in self.sites:
+            raise OneRoundError(f"{site} has handed in before; that file stays.")
+        suffix = ENCRYPTED_SUFFIX if is_encrypted(content[:64]) else ""
+        write_atomic(self.folder / f"{site}.oneround{suffix}", content)
+        self.sites.add(site)
+        return site
+
+    def enough(self, notes: list[str]) -> list[Path]:
+        """The accepted files.
+
+        Raises:
+            OneRoundError: there are fewer than k, or they do not go together.
+        """
+        found = self._status()
+        if not found.enough:
+            problems = [*notes, *map(str, found.together)]
+            raise OneRoundError(
+                f"{found.accepted} submission(s) of the {found.at_least} that are needed. "
+                + " ".join(problems),
+                file=self.folder,
+                remedy="See to these sites, then start the same run again: it goes on from here.",
+            )
+        return [self.folder / file.file for file in found.files if file.accepted]
+
+
+def distill(
+    inbox: Inbox,
+    files: list[Path],
+    out: Path,
+    *,
+    method: Method | None = None,
+    options: Strict | None = None,
+    seed: int = 0,
+    extends: Path | None = None,
+) -> None:
+    """The global model, as :func:`oneround.coordination.distill` makes it.
+
+    An interrupted run in the folder ``out`` goes on.
+    """
+    shown: dict[str, int] = {}
+
+    def progress(stage: str, done: int, total: int, note: str) -> None:
+        tenth = 10 * done // max(1, total)
+        if shown.get(stage) != tenth:
+            shown[stage] = tenth
+            log.info("%s: %s of %s", stage, done, total)
+
+    log.info("distillation from %s submissions", len(files))
+    coordination.distill(
+        inbox.study,
+        read_submissions(files, inbox.study, identity=inbox.identity),
+        out=out,
+        method=method,
+        options=options,
+        seed=seed,
+        extends=extends,
+        resume=(out / "configuration.json").exists(),
+        progress=progress,
+    )
+
+
+def global_model(run: Path) -> dict[str, bytes]:
+    """The files that go to the sites."""
+    return {name: (run / name).read_bytes() for name in (WEIGHTS, CONFIG)}
+
+
+def take_metrics(run: Path, study: Study, files: Mapping[str, bytes]) -> SiteEvaluation:
+    """Keep the metrics that a site sent.
+
+    Raises:
+        OneRoundError: they are none, of another study or model, or not signed by the site.
+    """
+    with tempfile.TemporaryDirectory(dir=run, prefix=".") as folder:
+        path = Path(folder, METRICS)
+        for part in (path, signature_path(path)):
+            if part.name in files:
+                part.write_bytes(files[part.name])
+        found = read_evaluation(path, study)
+    keep_evaluations(run, [found])
+    return found
+
+
+def write_pages(run: Path, notes: list[str]) -> None:
+    """Report and model card, with what went wrong on the way."""
+    results = Results.read(run)
+    results.model_copy(update={"notes": notes}).write(run)
+    write_report(run)
+    write_model_card(run)
