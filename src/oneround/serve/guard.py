@@ -37,7 +37,8 @@ _READING = ("GET", "HEAD")
 
 
 class Guard:
-    """Headers on every answer; no form of another web page gets through; one kind of request."""
+    """Headers on every answer; no form of another web page gets through; an early answer is the
+    end of the connection, so that nobody goes on sending."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -48,9 +49,19 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        waiting = scope["method"] not in _READING
+
+        async def counted() -> Message:
+            nonlocal waiting
+            message = await receive()
+            waiting = waiting and message.get("more_body", False)
+            return message
+
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                if waiting:
+                    headers["Connection"] = "close"
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -58,7 +69,7 @@ class Guard:
         app = self._app
         if scope["method"] not in _READING and _from_elsewhere(scope):
             app = PlainTextResponse("This form is not of this page.", 403)
-        await app(scope, receive, with_headers)
+        await app(scope, counted, with_headers)
 
 
 def _from_elsewhere(scope: Scope) -> bool:

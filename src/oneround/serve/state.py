@@ -180,8 +180,9 @@ class State:
             "WHERE sessions.hash = ? AND expires > ?",
             (_hash(session), self._clock()),
         )
-        csrf = hmac.digest(session.encode(), b"csrf", "sha256").hex()
-        return Visitor(rows[0][0], csrf) if rows else None
+        if not rows:
+            return None
+        return Visitor(rows[0][0], hmac.digest(session.encode(), b"csrf", "sha256").hex())
 
     def log_out(self, session: str) -> None:
         """End a session."""
@@ -204,20 +205,17 @@ class State:
             "SELECT id, site, file, sha256, size, modified, time, accepted, late, problems "
             "FROM receipts ORDER BY id DESC"
         )
-        return {
-            id_: Receipt(
-                *facts, accepted=bool(accepted), late=bool(late), problems=_problems(problems)
-            )
-            for id_, *facts, accepted, late, problems in rows
-        }
+        return {row[0]: _receipt(*row[1:]) for row in rows}
 
     def _do(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
         with self._lock:
             return self._database.execute(statement, values).fetchall()
 
 
-def _problems(text: str) -> tuple[Problem, ...]:
-    return tuple(Problem(**problem) for problem in json.loads(text))
+def _receipt(*row: Any) -> Receipt:
+    *facts, accepted, late, text = row
+    problems = tuple(Problem(**problem) for problem in json.loads(text))
+    return Receipt(*facts, bool(accepted), bool(late), problems)  # type: ignore[call-arg]
 
 
 def _hash(secret: str) -> bytes:

@@ -25,8 +25,10 @@ _LIMITS = {"parts": 4, "headers": 4096, "field": 200, "around": 1 << 16}
 class Upload:
     """A file that comes in as the field ``file`` of a form; use it in a ``with`` statement.
 
-    The field ``csrf`` has to come first and to be right, or else nothing is written. At the end
-    of the ``with`` statement the file is gone, unless it was given a name of its own.
+    The field ``csrf`` has to come first and to be right, or else nothing is written. After a form
+    is refused, what still comes is thrown away up to the limit, since browsers show no answer
+    before they have sent everything. At the end of the ``with`` statement the file is gone, unless
+    it was given a name of its own.
 
     Args:
         folder: where the hidden file is.
@@ -40,7 +42,8 @@ class Upload:
         replace: whether the box of this name was ticked.
 
     Raises:
-        HTTPException: it is no such form. So do all methods, with a text for people.
+        HTTPException: it is no such form. :meth:`feed` does when the limit is reached, and
+            :meth:`finish` for all else; with a text for people.
     """
 
     def __init__(self, folder: Path, limit: int, csrf: str, content_type: str) -> None:
@@ -53,6 +56,7 @@ class Upload:
         self._limit, self._csrf, self._came = limit, csrf, 0
         self._hash = hashlib.sha256()
         self._file = -1
+        self._refused: HTTPException | None = None
         self._allowed, self._whole, self._parts = False, False, 0
         self._field, self._value = "", b""
         self._header, self._headers, self._lengths = [b"", b""], dict[bytes, bytes](), 0
@@ -79,8 +83,7 @@ class Upload:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
-        self.path.unlink(missing_ok=True)
+        self._remove()
 
     @property
     def sha256(self) -> str:
@@ -92,6 +95,28 @@ class Upload:
         self._came += len(chunk)
         if self._came > self._limit + _LIMITS["around"]:
             self._too_large()
+        if self._refused:
+            return
+        try:
+            self._parse(chunk)
+        except HTTPException as refused:
+            if refused.status_code == 413:
+                raise
+            self._refused = refused
+            self._remove()
+
+    def finish(self) -> None:
+        """All has come: the file is on the disk when this returns."""
+        if self._refused:
+            raise self._refused
+        if not self._whole:
+            _refuse(400, "The file did not arrive whole. Send it again.")
+        if self._file < 0 or not self.size:
+            _refuse(400, "No file was chosen. Choose one, and send it.")
+        os.fsync(self._file)
+        self._close()
+
+    def _parse(self, chunk: bytes) -> None:
         try:
             self._parser.write(chunk)
         except FormParserError:
@@ -101,14 +126,9 @@ class Upload:
             _refuse(507, "There is no room for the file. Tell the coordinator." if full else
                     "The file cannot be written. Tell the coordinator.")  # fmt: skip
 
-    def finish(self) -> None:
-        """All has come: the file is on the disk when this returns."""
-        if not self._whole:
-            _refuse(400, "The file did not arrive whole. Send it again.")
-        if self._file < 0 or not self.size:
-            _refuse(400, "No file was chosen. Choose one, and send it.")
-        os.fsync(self._file)
+    def _remove(self) -> None:
         self._close()
+        self.path.unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._file >= 0:
