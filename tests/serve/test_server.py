@@ -24,7 +24,7 @@ import servers
 from oneround import handed_in
 from oneround.errors import OneRoundError
 from oneround.serve.desk import Arrived, Desk
-from oneround.serve.server import is_loopback
+from oneround.serve.server import is_loopback, serve
 from oneround.serve.state import State
 from serve.conftest import STUDY, names
 
@@ -159,10 +159,9 @@ def test_an_upload_that_breaks_off(server: Server, files: dict[str, Path]) -> No
 
 @pytest.mark.parametrize("size", [30_000, 3_000_000])
 def test_headers_without_end(server: Server, size: int) -> None:
-    with connected(server) as connection:
-        with suppress(OSError):  # closed while it was still coming
-            connection.sendall(b"GET /login HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * size)
-            assert answer(connection).startswith(b"HTTP/1.1 4")
+    with connected(server) as connection, suppress(OSError):  # closed while it was still coming
+        connection.sendall(b"GET /login HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * size)
+        assert answer(connection).startswith(b"HTTP/1.1 4")
     assert httpx.get(f"{server.url}/login").status_code == 200
 
 
@@ -267,9 +266,6 @@ def test_addresses() -> None:
 
 
 def test_errors_before_it_serves(desk: object, place: object) -> None:
-    from oneround.serve.desk import Arrived, Desk
-from oneround.serve.server import serve
-
     def ready(url: str, link: str) -> None:
         raise AssertionError
 
