@@ -16,7 +16,8 @@ from oneround.study import HandIn, Study
 from oneround.submission import TrainingSummary, write_submission
 
 SITES = ("north", "south", "west")
-STUDY = tiny.STUDY.model_copy(update={"sites": SITES, "hand_in": HandIn(at_least=2)})
+HAND_IN = HandIn.model_validate({"at_least": 2, "deadline": "2099-01-31"})
+STUDY = tiny.STUDY.model_copy(update={"name": "blood", "sites": SITES, "hand_in": HAND_IN})
 HOST = "http://127.0.0.1"
 
 
@@ -59,7 +60,7 @@ def desk(inbox: Path) -> Iterator[Desk]:
 
 @pytest.fixture
 def place(desk: Desk, tmp_path: Path) -> Place:
-    return Place(desk, tmp_path / "run", tmp_path / "tiny.toml", delay=0)
+    return Place(desk, tmp_path / "run", tmp_path / "blood.toml", delay=0)
 
 
 class Browser(TestClient):

@@ -33,7 +33,7 @@ def test_nothing_without_a_token(stranger: Stranger, place: Place, page: str) ->
     assert (answer.status_code, answer.headers["location"]) == (303, "/login")
     assert stranger().get("/state").status_code == 401
     assert stranger().post("/upload", follow_redirects=False).headers["location"] == "/login"
-    assert "tiny" not in stranger().get(page).text, "not even the name of the study"
+    assert "blood" not in stranger().get(page).text, "not even the name of the study"
 
 
 def test_a_site_logs_in_and_out(visitor: Visit, stranger: Stranger, desk: Desk) -> None:

@@ -62,7 +62,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, *options: object) -> Iterator[Server]:
-    study, inbox = folder / "tiny.toml", folder / "inbox"
+    study, inbox = folder / "blood.toml", folder / "inbox"
     inbox.mkdir(exist_ok=True)
     STUDY.write(study)
     command = [sys.executable, "-m", "oneround", "serve", study, folder / "run", "--inbox", inbox,
