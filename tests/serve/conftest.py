@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 import tiny
@@ -96,6 +99,21 @@ def visitor(stranger: Callable[[], Browser], desk: Desk) -> Callable[[str | None
         return browser
 
     return logged_in
+
+
+@pytest.fixture
+def url(place: Place) -> Iterator[str]:
+    """The page on a real connection, in a thread of this process."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        make_app(place, ["127.0.0.1"]), http="h11", ws="none", log_level="error", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
 
 
 def names(folder: Path) -> set[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,27 @@ def test_the_coordinator_and_old_pages_hand_in_nothing(
     answer = site.upload(files["north"], csrf=foreign)
     assert answer.status_code == 403
     assert "too old" in answer.text
+    assert names(desk.inbox) == set()
+
+
+def test_whoever_falls_silent_is_not_waited_for(
+    url: str, desk: Desk, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "SILENCE_SECONDS", 0.3)
+    session = desk.state.log_in(desk.state.new_token("north"))
+    host, csrf = url.removeprefix("http://"), desk.state.visitor(session).csrf
+    request = (
+        f"POST /upload HTTP/1.1\r\nHost: {host}\r\nCookie: {place.cookie}={session}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 9999\r\n\r\n"
+        f'--b\r\nContent-Disposition: form-data; name="csrf"\r\n\r\n{csrf}\r\n'
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\nbegin'
+    )
+    address, port = host.split(":")
+    with socket.create_connection((address, int(port)), timeout=30) as connection:
+        connection.sendall(request.encode())
+        assert b" 408 " in connection.recv(1 << 16)
+        while connection.recv(1 << 16):
+            pass
     assert names(desk.inbox) == set()
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 import tiny
 from oneround import coordination
 from oneround.methods import get
 from oneround.report import write_model_card, write_report
-from oneround.serve.app import Place, make_app
+from oneround.serve.app import Place
 from oneround.submission import read_submissions
 from serve.conftest import STUDY, half
 
@@ -26,21 +24,6 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
-
-
-@pytest.fixture
-def url(place: Place) -> Iterator[str]:
-    """The page in a thread of this process."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        make_app(place, ["127.0.0.1"]), http="h11", ws="none", log_level="error", lifespan="off"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
 
 
 class Eyes:

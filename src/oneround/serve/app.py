@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import shlex
 from collections import Counter
@@ -132,7 +133,8 @@ async def log_in(request: Request, here: Here) -> Response:
 @router.post("/logout")
 async def log_out(request: Request, here: Here, visitor: Member) -> Response:
     """The end of a session."""
-    if (await _small_form(request)).get("csrf") != visitor.csrf:
+    given = (await _small_form(request)).get("csrf", "")
+    if not hmac.compare_digest(given.encode(), visitor.csrf.encode()):
         raise HTTPException(403, "The page is too old. Load it again.")
     here.desk.state.log_out(request.cookies[here.cookie])
     answer = RedirectResponse("/login", 303)
