@@ -86,7 +86,10 @@ def test_receipts_are_kept(tmp_path: Path) -> None:
     with State(tmp_path) as state:
         assert state.add(receipt) == 1
     with State(tmp_path) as state:
-        assert state.receipts() == {1: receipt}
+        assert state.receipts() == state.receipts("north", 1) == {1: receipt}
+        assert state.receipt(1) == receipt
+        assert state.receipts("south") == {}
+        assert state.receipt(2) is None
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

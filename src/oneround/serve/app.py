@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import pathlib
 import shlex
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -41,7 +41,10 @@ SILENCE_SECONDS = 60
 UPLOADS = 2
 """Of a site at a time: one, and another after its line broke."""
 
-HERE = Path(__file__).parent
+SHOWN = 50
+"""Receipts on the page."""
+
+FOLDER = pathlib.Path(__file__).parent
 
 log = logging.getLogger("oneround.serve")
 router = APIRouter(default_response_class=HTMLResponse)
@@ -61,8 +64,8 @@ class Place:
     """
 
     desk: Desk
-    run: Path
-    study_file: Path
+    run: pathlib.Path
+    study_file: pathlib.Path
     cookie: str = "oneround"
     share_report: bool = False
     delay: float = 1
@@ -145,8 +148,7 @@ async def log_out(request: Request, here: Here, visitor: Member) -> Response:
 @router.get("/")
 def main_page(here: Here, visitor: Member) -> HTMLResponse:
     """The state of the study, and the form to hand in."""
-    receipts = here.desk.state.receipts()
-    own = {n: r for n, r in receipts.items() if visitor.site in (None, r.site)}
+    own = here.desk.state.receipts(visitor.site, SHOWN)
     return _page(
         "main.html.j2",
         visitor=visitor,
@@ -185,9 +187,9 @@ async def upload(request: Request, here: Here, visitor: Member) -> Response:
 
 
 @router.get("/receipts/{number}")
-def receipt(number: int, here: Here, visitor: Member) -> HTMLResponse:
+def receipt(number: Annotated[int, Path(lt=1 << 63)], here: Here, visitor: Member) -> HTMLResponse:
     """What was done with a file."""
-    found = here.desk.state.receipts().get(number)
+    found = here.desk.state.receipt(number)
     if found is None or visitor.site not in (None, found.site):
         raise HTTPException(404)
     return _page("receipt.html.j2", visitor=visitor, number=number, receipt=found)
@@ -218,14 +220,14 @@ def download(name: str, here: Here, visitor: Member) -> Response:
 @router.get("/page.css")
 def style() -> Response:
     """The style of the report, and what these pages have beside it."""
-    files = (Path(html.__file__).with_name("page.css"), HERE / "serve.css")
+    files = (pathlib.Path(html.__file__).with_name("page.css"), FOLDER / "serve.css")
     return Response("".join(file.read_text("utf-8") for file in files), media_type="text/css")
 
 
 @router.get("/page.js")
 def script() -> Response:
     """Without it the pages work too, but do not change by themselves."""
-    return FileResponse(HERE / "serve.js", media_type="text/javascript")
+    return FileResponse(FOLDER / "serve.js", media_type="text/javascript")
 
 
 def _state(here: Place, visitor: Visitor) -> dict[str, Any]:
@@ -321,5 +323,5 @@ def _failed(request: Request, error: Exception) -> Response:
     return _page("error.html.j2", 500, text=text)
 
 
-_PAGES = html.environment(HERE)
+_PAGES = html.environment(FOLDER)
 _PAGES.globals["si"] = units.si

@@ -54,7 +54,7 @@ def serve(
         config = uvicorn.Config(
             make_app(place, [_in_header(name) for name in hosts]),
             http="h11", h11_max_incomplete_event_size=1 << 14,  # headers of a request
-            ws="none", lifespan="off", access_log=False, log_level="warning", server_header=False,
+            ws="none", lifespan="off", access_log=False, log_level="error", server_header=False,
             limit_concurrency=200, timeout_keep_alive=30, timeout_graceful_shutdown=5,
             ssl_certfile=certificate, ssl_keyfile=key,
         )  # fmt: skip

@@ -44,6 +44,8 @@ CREATE TABLE IF NOT EXISTS receipts (
 ) STRICT;
 """
 
+_COLUMNS = "site, file, sha256, size, modified, time, accepted, late, problems"
+
 
 @dataclass(frozen=True)
 class Token:
@@ -192,20 +194,25 @@ class State:
         """Keep a receipt; on the disk when this returns. Its number."""
         problems = json.dumps([asdict(problem) for problem in receipt.problems])
         rows = self._do(
-            "INSERT INTO receipts (site, file, sha256, size, modified, time, accepted, late, "
-            "problems) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            f"INSERT INTO receipts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
             (receipt.site, receipt.file, receipt.sha256, receipt.size, receipt.modified,
              receipt.time, receipt.accepted, receipt.late, problems),
         )  # fmt: skip
         return int(rows[0][0])
 
-    def receipts(self) -> dict[int, Receipt]:
-        """All of them by number, the last one first."""
+    def receipt(self, number: int) -> Receipt | None:
+        """The one of this number."""
+        rows = self._do(f"SELECT {_COLUMNS} FROM receipts WHERE id = ?", (number,))
+        return _receipt(*rows[0]) if rows else None
+
+    def receipts(self, site: str | None = None, limit: int = -1) -> dict[int, Receipt]:
+        """The last ones of ``site``, or of all (None), by number, the last one first."""
         rows = self._do(
-            "SELECT id, site, file, sha256, size, modified, time, accepted, late, problems "
-            "FROM receipts ORDER BY id DESC"
+            f"SELECT id, {_COLUMNS} FROM receipts WHERE ?1 IS NULL OR site = ?1 "
+            "ORDER BY id DESC LIMIT ?2",
+            (site, limit),
         )
-        return {row[0]: _receipt(*row[1:]) for row in rows}
+        return {number: _receipt(*row) for number, *row in rows}
 
     def _do(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
         with self._lock:
