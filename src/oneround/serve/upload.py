@@ -10,11 +10,14 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 PART = ".upload-{}.part"
 """Hidden name of a file that is not whole or not checked yet."""
@@ -60,19 +63,7 @@ class Upload:
         self._allowed, self._whole, self._parts = False, False, 0
         self._field, self._value = "", b""
         self._header, self._headers, self._lengths = [b"", b""], dict[bytes, bytes](), 0
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._part_begins,
-                "on_header_field": self._on_header(0),
-                "on_header_value": self._on_header(1),
-                "on_header_end": self._header_ends,
-                "on_headers_finished": self._part_is_known,
-                "on_part_data": self._data,
-                "on_part_end": self._part_ends,
-                "on_end": self._form_ends,
-            },
-        )
+        self._parser = MultipartParser(boundary, self._callbacks())
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +125,18 @@ class Upload:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._part_begins,
+            "on_header_field": self._on_header(0),
+            "on_header_value": self._on_header(1),
+            "on_header_end": self._header_ends,
+            "on_headers_finished": self._part_is_known,
+            "on_part_data": self._data,
+            "on_part_end": self._part_ends,
+            "on_end": self._form_ends,
+        }
 
     def _part_begins(self) -> None:
         self._parts += 1
