@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from oneround.cost import Cost
 from oneround.errors import OneRoundError
-from oneround.run import Run, environment
+from oneround.run import PROGRESS, Run, environment, is_working
 
 OPTIONS = {"method": "x", "options": {"steps": 3, "noise": {"kinds": ["a", "b"]}}}
 
@@ -42,6 +44,55 @@ def test_ctrl_c_is_in_the_log(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, OPTIONS):
         raise KeyboardInterrupt
     assert "stopped: KeyboardInterrupt" in (tmp_path / "log.txt").read_text()
+
+
+def test_progress_is_noted_at_most_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, told = [0.0], []
+    monkeypatch.setattr("oneround.run.time.monotonic", lambda: now[0])
+    with Run(tmp_path, OPTIONS, progress=lambda *step: told.append(step)) as run:
+        assert not (tmp_path / PROGRESS).exists()
+        stage, noted = run.stage("synthesis"), []
+        for step in range(25):
+            now[0] = step / 10
+            stage.tell(step, 25, "a note")
+            noted.append(json.loads((tmp_path / PROGRESS).read_text())["done"])
+    assert noted == [0] * 10 + [10] * 10 + [20] * 5
+    assert [done for _, done, *_ in told] == list(range(25)), "nobody else misses anything"
+    last = json.loads((tmp_path / PROGRESS).read_text())
+    time = last.pop("time")
+    assert last == {"stage": "synthesis", "done": 20, "total": 25, "note": "a note"}
+    assert time.endswith("+00:00")
+
+
+def test_a_run_goes_on_when_progress_cannot_be_noted(tmp_path: Path) -> None:
+    with Run(tmp_path, OPTIONS) as run:
+        (tmp_path / PROGRESS).mkdir()
+        run.stage("synthesis").tell(1, 2)
+        assert list((tmp_path / PROGRESS).iterdir()) == []
+    assert "finished" in (tmp_path / "log.txt").read_text()
+
+
+def test_whether_somebody_works_in_a_folder(tmp_path: Path) -> None:
+    assert not is_working(tmp_path / "missing")
+    assert not is_working(tmp_path)
+    with Run(tmp_path, OPTIONS):
+        assert is_working(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    assert not is_working(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_a_look_at_the_lock_keeps_nobody_out(tmp_path: Path) -> None:
+    """One that is held longer than a look ever takes."""
+    with Run(tmp_path, OPTIONS):
+        pass
+    with (tmp_path / ".lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with Run(tmp_path, OPTIONS, resume=True):
+            pass
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

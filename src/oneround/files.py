@@ -16,8 +16,13 @@ from matplotlib.figure import Figure
 from oneround.errors import OneRoundError
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], content: bytes, *, durable: bool = True) -> None:
     """Write ``content`` so that ``path`` is never seen half written, even after a power cut.
+
+    Args:
+        path: the file.
+        content: all of it.
+        durable: wait until the disk has it; without, a power cut may leave an empty file.
 
     Raises:
         OneRoundError: the folder is missing, not writable or full; an older file stays as it was.
@@ -31,7 +36,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
             temporary = file.name
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None

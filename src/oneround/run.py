@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,11 +23,16 @@ from lightning_fabric import Fabric
 from oneround.cost import Cost
 from oneround.data import ImageSet
 from oneround.errors import OneRoundError
-from oneround.files import read_json, write_json
+from oneround.files import read_json, write_atomic, write_json
 from oneround.stage import Observer, Progress, Stage, cpu, silent
 
 TRAINING = "training"
 """Stage of client training, which is no part of a method."""
+
+PROGRESS = "progress.json"
+"""Of the RUN folder: the step that was last told, for who looks on. Decides nothing."""
+
+_LOCK = ".lock"
 
 log = logging.getLogger("oneround")
 
@@ -79,10 +89,11 @@ class Run:
         self.configuration = dict(configuration)
         self.seed, self.resume = seed, resume
         self.fabric = fabric or cpu()
-        self.progress, self.flops, self.observer, self.sites = progress, flops, observer, sites
+        self.progress = _Noted(self.path / PROGRESS, progress) if self.leads else progress
+        self.flops, self.observer, self.sites = flops, observer, sites
         self.kept = kept
         self.stages: dict[str, Stage] = {}
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = FileLock(self.path / _LOCK)
         self._handler: logging.Handler | None = None
 
     def __enter__(self) -> Self:
@@ -98,7 +109,7 @@ class Run:
         """Take hold of the folder."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0.5)  # :func:`is_working` may hold it for a moment
         except Timeout as error:
             raise OneRoundError(
                 "another process is working in this folder.",
@@ -248,6 +259,35 @@ class Run:
                 file=path,
                 remedy="Give the same options as the first time, or choose another --out.",
             )
+
+
+class _Noted:
+    """Progress that is told on, and noted in a file, at most once a second."""
+
+    def __init__(self, path: Path, tell: Progress) -> None:
+        self._path, self._tell, self._last = path, tell, -math.inf
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        self._tell(stage, done, total, note)
+        if time.monotonic() - self._last < 1:
+            return
+        self._last = time.monotonic()
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        step = {"stage": stage, "done": done, "total": total, "note": note, "time": at}
+        with suppress(OneRoundError):  # a run goes on without it
+            write_atomic(self._path, json.dumps(step).encode(), durable=False)
+
+
+def is_working(path: Path) -> bool:
+    """Whether a process works in the RUN folder ``path`` right now. Writes nothing there."""
+    try:
+        with (path / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such folder
+        return False
+    return False
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> set[str]:

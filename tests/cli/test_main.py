@@ -12,6 +12,7 @@ from oneround.cli import app, main, study, train
 COMMANDS = [
     *[["study", name] for name in ("init", "keys", "sign", "check")],
     *[["keys", name] for name in ("new", "show")],
+    *[["tokens", name] for name in ("new", "list", "revoke")],
     *[[command.name] for command in app.registered_commands],
 ]
 
@@ -19,8 +20,8 @@ COMMANDS = [
 def test_all_commands_are_there() -> None:
     names = {command[0] for command in COMMANDS}
     assert names == {
-        "study", "keys", "train", "inspect", "seal", "submit", "collect", "status", "distill",
-        "evaluate", "predict", "simulate", "bench", "report", "demo", "doctor",
+        "study", "keys", "tokens", "train", "inspect", "seal", "submit", "collect", "status",
+        "serve", "distill", "evaluate", "predict", "simulate", "bench", "report", "demo", "doctor",
     }  # fmt: skip
 
 
@@ -43,6 +44,8 @@ BAD = {
     "bench": ["bench", "missing.toml", "--out", "x"],
     "report": ["report", "missing-run"],
     "inspect": ["inspect", "x.oneround", "--study", "missing.toml"],
+    "serve": ["serve", "missing.toml", "run", "--inbox", "missing"],
+    "tokens new": ["tokens", "new", "north", "--inbox", "missing"],
 }
 
 

@@ -19,10 +19,12 @@ from oneround.cli import (
     predict,
     report,
     seal,
+    serve,
     simulate,
     status,
     study,
     submit,
+    tokens,
     train,
 )
 from oneround.cli.console import err, say
@@ -41,9 +43,10 @@ app = typer.Typer(
 )
 app.add_typer(study.app, name="study")
 app.add_typer(keys.app, name="keys")
+app.add_typer(tokens.app, name="tokens")
 for command in (
-    train, inspect, seal, submit, collect, status, distill, evaluate, predict, simulate, bench,
-    report, demo, doctor,
+    train, inspect, seal, submit, collect, status, serve, distill, evaluate, predict, simulate,
+    bench, report, demo, doctor,
 ):  # fmt: skip
     name = command.__name__.rpartition(".")[2]
     app.command(name)(getattr(command, name))

@@ -1,0 +1,29 @@
+// The page works without this; with it, the state is always that of now.
+"use strict";
+
+const state = document.querySelector("[data-every]");
+let shown = "";
+
+async function refresh() {
+  if (document.hidden) return;
+  try {
+    const answer = await fetch("/state");
+    if (answer.status === 401) return location.reload();
+    const text = answer.ok ? await answer.text() : shown;
+    if (text !== shown) state.innerHTML = shown = text;
+  } catch { /* the server is away for a moment */ }
+}
+if (state) setInterval(refresh, 1000 * state.dataset.every);
+
+const form = document.querySelector("form[data-limit]");
+form?.addEventListener("submit", (event) => {
+  const [file] = form.elements.file.files, told = form.querySelector("[role=status]");
+  const large = file.size > form.dataset.limit;
+  told.hidden = false;
+  told.textContent = large
+    ? `This file has ${file.size} bytes, more than any submission. Choose another one.`
+    : "The file is on its way and will be checked. Keep this page open.";
+  if (large) event.preventDefault();
+  else form.querySelector("button").disabled = true;
+});
+addEventListener("pageshow", () => form && (form.querySelector("button").disabled = false));
