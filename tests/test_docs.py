@@ -12,6 +12,7 @@ import runpy
 import shlex
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -250,6 +251,30 @@ def test_three_hospitals(
     for part in ("other-recipient", "1 of 3 sites, 2 needed: not enough yet", "added west for"):
         assert part in text
     assert "At the sites" in Path("coordinator/run-2/report.html").read_text("utf-8")
+
+
+def test_settings_of_flower() -> None:
+    """Each option and setting, with its default."""
+    pytest.importorskip("flwr", reason="needs the extra flower")
+    from oneround.flower.server import Settings
+    from oneround.live.site import Site
+
+    _, options, settings = tables(DOCS / "how-to" / "flower.md")
+    for table, model in ((options, Settings), (settings, Site)):
+        written = [key for row in table for key in re.findall(r"`([\w-]+)`", row[0])]
+        assert written == [name.replace("_", "-") for name in sorted_as(model, written)]
+    app = tomllib.loads((ROOT / "examples/flower/pyproject.toml").read_text("utf-8"))
+    given = app["tool"]["flwr"]["app"]["config"]
+    read = Settings.validate_options({k.replace("-", "_"): v for k, v in given.items()}, "app")
+    assert set(given) == {name.replace("_", "-") for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        assert field.is_required() or getattr(read, name) == field.default, name
+
+
+def sorted_as(model: type[BaseModel], written: list[str]) -> list[str]:
+    """The fields of a model in the order in which a page has them, the others last."""
+    places = {key.replace("-", "_"): place for place, key in enumerate(written)}
+    return sorted(model.model_fields, key=lambda name: places.get(name, len(places)))
 
 
 def test_method_of_the_guide(tmp_path: Path, submissions: list[Submission]) -> None:
