@@ -22,12 +22,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load as load_by_the_library
+from safetensors.torch import save as save_by_the_library
 from torch import nn
 
 from oneround import models
 from oneround.errors import OneRoundError
 from oneround.study import Study
-from oneround.submission import check_submission, read_submission
+from oneround.submission import check_submission, read_submission, weights
 
 from .conftest import ARCHITECTURE, CREATED
 
@@ -461,6 +463,29 @@ def test_wrong_shapes_are_known_before_the_network_is_allocated(
     assert devices == [{"meta"}]
 
 
+def test_tensors_are_looked_at_where_they_lie() -> None:
+    """So memory stays at the size of the file, not twice that."""
+    tensors = {"a": torch.randn(3, 5), "b": torch.arange(7), "c": torch.randn(0, 2)}
+    content = save_by_the_library(tensors)
+    found = weights.views(content, weights.parse_header(content))
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    a, b = found["a"].data_ptr(), found["b"].data_ptr()
+    whole = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    assert abs(a - b) < len(whole), "in one block of memory"
+
+
+@pytest.mark.parametrize("spaces", range(1, 8))
+def test_tensors_at_odd_places(spaces: int) -> None:
+    """A header of any length is allowed by the format, though writers fill it up to 8 bytes."""
+    content = save_by_the_library({"a": torch.randn(3, 5), "b": torch.arange(7)})
+    length = int.from_bytes(content[:8], "little")
+    header, buffer = content[8 : 8 + length].rstrip(b" "), content[8 + length :]
+    header += b" " * spaces
+    odd = len(header).to_bytes(8, "little") + header + buffer
+    found = weights.views(odd, weights.parse_header(odd))
+    assert torch.equal(found["b"], torch.arange(7))
+
+
 def only_clear_errors(path: Path, content: bytes, study: Study) -> None:
     path.write_bytes(content)
     fatal = [problem for problem in check_submission(path, study) if problem.fatal]
@@ -468,7 +493,16 @@ def only_clear_errors(path: Path, content: bytes, study: Study) -> None:
         with pytest.raises(OneRoundError, match=fatal[0].code):
             read_submission(path, study)
     else:
-        read_submission(path, study)
+        same_as_the_library_reads(path, read_submission(path, study).model)
+
+
+def same_as_the_library_reads(path: Path, model: nn.Module) -> None:
+    """We look at tensors where they lie; safetensors must find the same ones there."""
+    with zipfile.ZipFile(path) as archive:
+        expected = load_by_the_library(archive.read(WEIGHTS))
+    found = model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 FEW = settings(
