@@ -69,7 +69,7 @@ def changed(data: bytes, max_size: int, seed: int) -> bytes:
         front, rest = weights[:head], weights[head:]
         weights = bytes(atheris.Mutate(front, len(front) + 64)) + rest
         if chance.random() < 0.8:  # or else the header is at once too long
-            weights = (len(weights) - len(rest) - 8).to_bytes(8, "little") + weights[8:]
+            weights = max(0, len(weights) - len(rest) - 8).to_bytes(8, "little") + weights[8:]
     if chance.random() < 0.8:
         text = with_hash(text, weights)
     return pack({MANIFEST: text, WEIGHTS: weights})[:max_size]

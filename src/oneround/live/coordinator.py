@@ -76,10 +76,9 @@ class Inbox:
         """
         found = self._status()
         if not found.enough:
-            problems = [*notes, *map(str, found.together)]
+            counts = f"{found.accepted} submission(s) of the {found.at_least} that are needed."
             raise OneRoundError(
-                f"{found.accepted} submission(s) of the {found.at_least} that are needed. "
-                + " ".join(problems),
+                " ".join([counts, *notes, *map(str, found.together)]),
                 file=self.folder,
                 remedy="See to these sites, then start the same run again: it goes on from here.",
             )
