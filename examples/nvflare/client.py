@@ -13,13 +13,12 @@ import tomllib
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import nvflare.client as flare
+from messages import SUBMISSION, facts_of, files_of, message
 from nvflare.app_common.abstract.fl_model import FLModel
 
 from oneround.live import site
 from oneround.live.site import Answer, Site
-
 
 HERE = Path(os.environ.get("ONEROUND_SITE", "site.toml")).absolute()
 
@@ -57,11 +56,10 @@ def answer(here: Site, task: str, question: FLModel) -> Answer:
         task: ``submission`` or ``global``.
         question: with the hash of the study, and the files of the global model.
     """
-    asked = str(question.meta.get("study"))
-    if task == "submission":
+    asked = str(facts_of(question).get("study"))
+    if task == SUBMISSION:
         return site.submission(here, asked)
-    model = {name: array.tobytes() for name, array in question.params.items()}
-    return site.metrics(here, asked, model)
+    return site.metrics(here, asked, files_of(question))
 
 
 def main() -> None:
@@ -73,8 +71,7 @@ def main() -> None:
         question = flare.receive()
         function = partial(answer, task=flare.get_task_name(), question=question)
         facts, files = site.answered(partial(settings, name), function)
-        params = {file: np.frombuffer(data, np.uint8) for file, data in files.items()}
-        flare.send(FLModel(params=params, meta=facts))
+        flare.send(message(facts, files))
 
 
 if __name__ == "__main__":
