@@ -85,7 +85,7 @@ class OneRound(ModelController):  # type: ignore[misc]
         online = set(self.sample_clients())
         notes = self._ask(SUBMISSION, study, {}, submission)
         missing = [s for s in handed_in.expected_sites(study) if s not in online | inbox.sites]
-        notes += [f"{site}: not online when the job started." for site in missing]
+        notes += [f"{site}: not online at the start, or refused the job." for site in missing]
         distill(inbox, inbox.enough(notes), out, method=method, options=options, seed=self.seed)
         told = self._ask(GLOBAL, study, global_model(out), metrics)
         notes += [f"Evaluation: {note}" for note in told]
