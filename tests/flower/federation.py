@@ -9,11 +9,9 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
-from PIL import Image
 
 import tiny
 from oneround import keys
-from oneround.data import ImageSet
 from oneround.flower import client
 from oneround.flower.messages import content
 from oneround.flower.server import Settings
@@ -25,21 +23,14 @@ NodeFunction = Callable[[Message], Message | Error | None]
 """What a node does with a message: answer, fail as Flower tells it, or say nothing."""
 
 
-def write_images(folder: Path, images: ImageSet) -> None:
-    for number, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
-        file = folder / images.classes[int(label)] / f"{number:04}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
-
-
 def hospitals(
     folder: Path, *, at_least: int = 2, encrypted: bool = True, training: Mapping[str, int] = {}
 ) -> Study:
     """Folders with images, keys and the study; ``training``: how many images, 24 by default."""
     public = {}
     for seed, site in enumerate(SITES):
-        write_images(folder / site / "images/train", tiny.images(training.get(site, 24), seed))
-        write_images(folder / site / "images/test", tiny.images(18, 10 + seed))
+        tiny.write_folder(folder / site / "images/train", tiny.images(training.get(site, 24), seed))
+        tiny.write_folder(folder / site / "images/test", tiny.images(18, 10 + seed))
         made = keys.new_signing_key(folder / site / site)
         public[site] = keys.read_public_key(made.public)
     recipient = keys.read_recipient(keys.new_encryption_key(folder / "coordinator").public)

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from flower.federation import FakeGrid, NodeFunction, node_config, settings, well
 from oneround.errors import OneRoundError
+from oneround.flower import conversation, server
 from oneround.flower.messages import EVALUATE, HELLO, TRAIN, content, facts_of
 from oneround.flower.server import federate
 from oneround.results import Results
@@ -81,8 +82,26 @@ BAD: dict[str, tuple[NodeFunction, str]] = {
 }
 
 
-def test_the_rest_goes_on(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+class Clock:
+    """Time passes only when somebody sleeps, a second each time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += 1
+
+
+def test_the_rest_goes_on(
+    trained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seven nodes that fail, each in its way, beside two that do not."""
+    clock = Clock()
+    for module in (conversation, server):
+        monkeypatch.setattr(module, "time", clock)
     nodes = {i: well(trained, s) for i, s in enumerate(("north", "south"))}
     for node_id, (answer, _) in enumerate(BAD.values(), 10):
         nodes[node_id] = instead(well(trained, "west"), TRAIN, answer)
