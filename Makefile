@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3.13 python3.12 python3.11 python3
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))  # some tests wait for processes
 PINS := pyproject.toml constraints.txt
 
 .PHONY: demo test format clean
@@ -19,7 +20,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

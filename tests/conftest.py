@@ -10,6 +10,15 @@ import tiny
 from oneround.submission import Submission, TrainingSummary, read_submissions, write_submission
 
 
+LONG = ("flower/test_walkthrough.py", "test_processes.py", "test_docs.py", "serve/test_server.py")
+"""Files that take longest, most of it waiting for processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that nobody waits for it at the end."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Networks this small only wait for each other's threads."""

@@ -88,7 +88,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "train_client", interrupt)
+    monkeypatch.setattr(train, "make_submission", interrupt)
     outcome = call(
         "train", workplace.study, "--data", workplace.data, "--site", "a", "--out", tmp_path / "a"
     )
