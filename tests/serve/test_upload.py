@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("oneround.serve.upload.os.write", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(HTTPException, match="no room") as caught:
         received(tmp_path, form(CSRF, FILE))
     assert caught.value.status_code == 507
