@@ -9,9 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from lightning_fabric import Fabric
+from typing import TYPE_CHECKING, Any
 
 from oneround import methods
 from oneround.ensemble import Client, Ensemble
@@ -36,6 +34,9 @@ from oneround.succession import (
     succession,
 )
 from oneround.succession import kept as kept_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def distill(

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_roc,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
 
 from oneround.data.image_set import ImageSet, batches
 from oneround.errors import OneRoundError
 from oneround.study import ImageSpec, Strict
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _ROC_POINTS = 50
 _WEIGHTS_AT_ONCE = 2**22  # of the bootstrap: 16 MiB
@@ -133,6 +130,8 @@ def measure(
     Raises:
         OneRoundError: N is 0, or a probability is NaN.
     """
+    from torchmetrics.functional import classification  # takes seconds to import
+
     if probabilities.shape != (len(labels), len(classes)):
         raise ValueError("probabilities must be (N, classes), one row for each label")
     if not len(labels):
@@ -144,17 +143,21 @@ def measure(
             "with a lower learning rate.",
         )
     probabilities, labels = probabilities.float().cpu(), labels.cpu()
-    confusion = multiclass_confusion_matrix(probabilities, labels, num_classes=len(classes))
+    confusion = classification.multiclass_confusion_matrix(
+        probabilities, labels, num_classes=len(classes)
+    )
     counts, hits = confusion.sum(dim=1), confusion.diag()
     recall = hits / counts  # NaN where a class is absent
     ranked = [c for c in range(len(classes)) if 0 < counts[c] < len(labels)]
-    areas = [binary_auroc(probabilities[:, c], (labels == c).long()) for c in ranked]
+    auroc = classification.binary_auroc
+    areas = [auroc(probabilities[:, c], (labels == c).long()) for c in ranked]
+    ece = classification.multiclass_calibration_error(probabilities, labels, len(classes), 15)
     return Metrics(
         images=len(labels),
         accuracy=float(hits.sum() / len(labels)),
         balanced_accuracy=float(recall.nanmean()),
         auroc=float(torch.stack(areas).mean()) if areas else None,
-        ece=float(multiclass_calibration_error(probabilities, labels, len(classes), n_bins=15)),
+        ece=float(ece),
         recall={name: float(recall[c]) if counts[c] else None for c, name in enumerate(classes)},
         intervals=_intervals(probabilities, labels, ranked, resamples, seed),
         confusion=confusion.tolist(),
@@ -164,6 +167,8 @@ def measure(
 
 def _roc(scores: Tensor, positive: Tensor) -> list[tuple[float, float]]:
     """The ROC curve, thinned to points that lie evenly along it."""
+    from torchmetrics.functional.classification import binary_roc
+
     false, true, _ = binary_roc(scores, positive.long())
     way = (false + true) / 2  # from 0 to 1, never falling
     kept = torch.searchsorted(way, torch.linspace(0, 1, _ROC_POINTS)).clamp(max=len(way) - 1)

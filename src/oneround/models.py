@@ -15,7 +15,6 @@ from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
-from monai.networks.nets import DenseNet, ResNet
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -49,6 +48,8 @@ def _resnet(layers: list[int]) -> Builder:
         for images below about 64 pixels) or ``standard`` (7×7, stride 2, pooling).
         ``norm``: ``batch`` or ``group`` (8 groups where the width can be divided by 8, else 1).
         """
+        from monai.networks.nets import ResNet  # takes a second to import
+
         small = {"small": True, "standard": False}[stem]
         network: nn.Module = ResNet(
             "basic",
@@ -85,6 +86,8 @@ def _densenet(
     block_config: list[int] = [6, 12, 8],  # noqa: B006 (never changed)
 ) -> nn.Module:
     """DenseNet with BatchNorm (Huang et al., CVPR 2017); three short blocks by default."""
+    from monai.networks.nets import DenseNet
+
     network: nn.Module = DenseNet(
         spatial_dims=2,
         in_channels=channels,

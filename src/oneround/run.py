@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from filelock import FileLock, Timeout
-from lightning_fabric import Fabric
 
 from oneround.cost import Cost
 from oneround.data import ImageSet
 from oneround.errors import OneRoundError
 from oneround.files import read_json, write_atomic, write_json
 from oneround.stage import Observer, Progress, Stage, cpu, silent
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 TRAINING = "training"
 """Stage of client training, which is no part of a method."""

@@ -10,10 +10,9 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_fabric import Fabric
 
 from oneround.coordination import collect_results, ensemble_of, ledger_of, limit, make_global_model
 from oneround.data import ImageSet, Splits, describe, read_splits
@@ -36,6 +35,9 @@ from oneround.study import (
 )
 from oneround.submission import Submission, read_submissions
 from oneround.training import train_client
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Partition = Literal["iid", "dirichlet", "site"]
 

@@ -6,8 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-
-from lightning_fabric import Fabric
+from typing import TYPE_CHECKING
 
 from oneround.contact_sheet import write_contact_sheet
 from oneround.cost import Cost
@@ -17,6 +16,9 @@ from oneround.stage import Progress, Stage, cpu, derived_seed, silent
 from oneround.study import ArchitectureSpec, Study
 from oneround.submission import Manifest, check_submission
 from oneround.training import TrainedClient, train_client
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)

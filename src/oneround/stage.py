@@ -13,14 +13,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from oneround.cost import Cost, Meter
 from oneround.errors import OneRoundError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(stage, done, total, note)``, called often."""
@@ -32,6 +34,8 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
 
 def cpu() -> Fabric:
     """The default device: this process, on the CPU, in single precision."""
+    from lightning_fabric import Fabric  # takes seconds to import
+
     return Fabric(accelerator="cpu", devices=1)
 
 

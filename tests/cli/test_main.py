@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def test_all_commands_are_there() -> None:
         "study", "keys", "tokens", "train", "inspect", "seal", "submit", "collect", "status",
         "serve", "distill", "evaluate", "predict", "simulate", "bench", "report", "demo", "doctor",
     }  # fmt: skip
+
+
+def test_what_takes_seconds_to_import_waits_until_it_is_needed() -> None:
+    code = "import sys, oneround.cli; print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"lightning_fabric", "monai", "torchmetrics", "torch._dynamo", "scipy", "distributed"}
+    assert not heavy & set(shown.stdout.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

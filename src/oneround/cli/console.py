@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 import typer
-from lightning_fabric import Fabric
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +24,9 @@ from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
 from oneround.report import units
 from oneround.results import Models
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 out = Console()
 err = Console(stderr=True)
@@ -95,6 +97,8 @@ def fabric_for(
     Raises:
         OneRoundError: this machine has no such device, or not so many.
     """
+    from lightning_fabric import Fabric  # takes seconds to import
+
     if threads:
         torch.set_num_threads(threads)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # under torchrun

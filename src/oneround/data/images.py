@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.data import PydicomReader
 from PIL import Image, ImageOps
 
 from oneround.errors import OneRoundError
@@ -121,6 +120,8 @@ def _read_dicom(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
             file=path,
             remedy="Install it with `pip install 'oneround[dicom]'`.",
         )
+    from monai.data import PydicomReader  # takes a second to import
+
     dataset = PydicomReader().read(os.fspath(path))
     _refuse_unsupported(dataset)
     if dataset.SamplesPerPixel == 3:

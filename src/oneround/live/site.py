@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 from pydantic import Field
 
 from oneround import keys
@@ -153,6 +152,8 @@ def submission(site: Site, asked: str) -> Answer:
 
 
 def _train(site: Site, study: Study) -> None:
+    from lightning_fabric import Fabric  # takes seconds to import
+
     splits = site.images(study)
     if not len(splits.train):
         raise OneRoundError("there is no training image.", file=site.data, remedy="Put some there.")
