@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -178,13 +179,22 @@ def test_threads_are_those_of_the_benchmark_and_then_as_before(folder: Path) -> 
     assert torch.get_num_threads() == before
 
 
-def test_two_processes_do_the_same_as_one(folder: Path) -> None:
+def test_two_processes_do_the_same_as_one_even_if_they_are_killed(folder: Path) -> None:
     pytest.importorskip("distributed")
+    killed = []
+
+    def tell(line: str) -> None:
+        if not killed and not line.endswith("already"):  # the first of three cells has ended
+            for process in multiprocessing.active_children():
+                process.kill()
+                killed.append(process)
+
     diverging = KANG | {"name": "x", "set": [*KANG2025, "distillation.learning_rate=1e30"]}
     small = bench(**SMALL | {"entries": [*ENTRIES[2:], diverging]})
     outcome = run(small, folder, "one")
     assert (outcome.wanted, outcome.finished, len(outcome.failed)) == (3, 2, 1)
-    assert run(small, folder, "two", workers=2) == outcome
+    assert run(small, folder, "two", workers=2, tell=tell) == outcome
+    assert len(killed) == 2
 
     def of(out: str) -> list[dict[str, Any]]:
         found = table.read_cells(folder / out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -281,24 +282,32 @@ def _here(
 def _with_dask(
     missing: dict[str, Cell], out: Path, command: str, workers: int, scheduler: str | None
 ) -> Iterator[tuple[str, Finished | str]]:
-    """Many cells at a time; each waits for its client models."""
+    """Many cells at a time; each waits for its client models.
+
+    When a process dies, Dask holds all that waits for it responsible. So a local one is given no
+    more than it can work on, and what was there when it died is tried once more.
+    """
     from distributed import as_completed
 
     with _client(workers, scheduler) as client:
-        trained: dict[str, Any] = {}
-        futures = {}
-        for number, (key, cell) in enumerate(missing.items()):
-            name, first = cell.setting.hash, {"priority": -number}
-            if name not in trained:
+        trained: dict[Setting, Any] = {}
+        for number, cell in enumerate(missing.values()):
+            if cell.setting not in trained:
+                key = f"train-{cell.setting.hash}"
                 work = (train_clients, cell.setting, out)
-                trained[name] = client.submit(*work, key=f"train-{name}", **first)
-            cell_work = (run_cell, cell, trained[name], out, command)
-            future = client.submit(*cell_work, key=f"cell-{key}", **first)
-            futures[future] = key
-        for future in as_completed(list(futures)):
+                trained[cell.setting] = client.submit(*work, key=key, priority=-number)
+
+        def begin(number: int, key: str, cell: Cell) -> Any:
+            work = (run_cell, cell, trained[cell.setting], out, command)
+            return client.submit(*work, key=f"cell-{key}", priority=-number)
+
+        waiting = (begin(number, *item) for number, item in enumerate(missing.items()))
+        running = as_completed(islice(waiting, None if scheduler else workers))
+        for future in running:
             error = future.exception()
-            yield futures[future], future.result() if error is None else _reason(error)
-            future.release()
+            key = future.key.removeprefix("cell-")
+            yield key, future.result() if error is None else _reason(error)
+            running.update(islice(waiting, 1))
 
 
 @contextmanager
@@ -317,7 +326,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     settings = {
-        "distributed.scheduler.allowed-failures": 0,  # a cell that kills its worker fails
+        "distributed.scheduler.allowed-failures": 1,  # a cell that kills two processes fails
         # Dask's setting of malloc gives memory back at once: torch runs at less than half its speed
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     }
@@ -336,7 +345,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 def _reason(error: BaseException) -> str:
     if type(error).__name__ == "KilledWorker":
-        return "the process that worked on it has died; is there enough memory?"
+        return "two processes that worked on it have died; is there enough memory?"
     return str(error) if isinstance(error, OneRoundError) else f"{type(error).__name__}: {error}"
 
 
