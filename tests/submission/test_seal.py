@@ -159,7 +159,8 @@ def test_encrypted_to_the_coordinator(
     assert (sent.size, sent.path) == (leaves.stat().st_size, leaves)
     other = keys.Identity(keys.new_encryption_key(tmp_path / "other").private)
     assert codes(leaves, secret, other) == ["other-recipient"]
-    assert codes(path, secret, identity) == []  # one that came in the clear is a submission too
+    assert codes(path, secret, identity) == ["not-encrypted"]
+    assert read_submission(path, secret).sha256 == own.sha256, "it is only a warning"
 
 
 def test_full_disk_is_not_taken_for_a_wrong_key(

@@ -56,7 +56,7 @@ def init(
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Height and width of the images.")] = None,
-    channels: Annotated[int | None, typer.Option(help="1: grey, 3: color.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1: gray, 3: color.")] = None,
     site: Annotated[
         list[str] | None, typer.Option(help="A site that may hand in; repeat. Any by default.")
     ] = None,

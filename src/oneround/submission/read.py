@@ -194,6 +194,15 @@ def raise_if_fatal(findings: Findings, path: str | os.PathLike[str]) -> None:
         )
 
 
+_NOT_ENCRYPTED = Problem(
+    "not-encrypted",
+    "the study asks for encrypted files, and this one is not",
+    "A client model can be inverted: it deserves the secrecy of the images that it has learned.",
+    "Before it leaves the site: oneround seal. If it has left, ask the site by which way.",
+    fatal=False,
+)
+
+
 def _examine_path(
     path: str | os.PathLike[str],
     study: Study | None,
@@ -203,7 +212,10 @@ def _examine_path(
     try:
         with _open(Path(path), limit_bytes) as file:
             if not keys.is_encrypted(file.read(64)):
-                return examine(file, study)
+                found = examine(file, study)
+                if study is not None and study.hand_in.encrypt_to:
+                    found.problems.append(_NOT_ENCRYPTED)
+                return found
             file.seek(0)
             with tempfile.TemporaryFile() as plain:  # has no name, and is gone when it is closed
                 _decrypt(file, plain, identity)
