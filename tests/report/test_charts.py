@@ -35,6 +35,8 @@ def test_one_point_and_constant_lines_are_drawn():
         assert all(
             math.isfinite(value) for point in coordinates(chart.lines[0][1]) for value in point
         )
+        assert [text for _, text in chart.y_ticks] == [f"{points[0][1]:g}"]
+        assert len(chart.x_ticks) == len({text for _, text in chart.x_ticks})
 
 
 def test_long_series_are_thinned_and_keep_their_end():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from oneround.ledger import Entry, Ledger
 from oneround.serve import app, guard
 from oneround.serve.app import Place
 from oneround.serve.desk import Desk
@@ -198,6 +199,26 @@ def test_a_site_sees_others_only_as_far_as_needed(
     visitor("north").upload(files["north"])
     assert "oneround distill" in coordinator.get("/").text
     assert "oneround distill" not in north.get("/").text
+
+
+def test_who_is_not_in_the_finished_model(
+    visitor: Visit, files: dict[str, Path], place: Place
+) -> None:
+    for site in ("north", "south", "west"):
+        visitor(site).upload(files[site])
+    finished(place.run)
+    assert "Not in it" not in visitor(None).get("/").text, "it has no ledger"
+    hashes = {"north": "0", "south": "1"}
+    entry = {"model": "", "created": "", "oneround": "", "method": "", "flops": 0, "folder": ""}
+    full = Entry.model_validate(entry | {"submissions": hashes})
+    Ledger(entries=[full]).write(place.run)
+    text = visitor(None).get("/").text
+    assert "Not in it: west." in text
+    assert f"--extend {place.run} --out {place.run}-2" in text
+    assert "--extend" not in visitor("west").get("/").text
+    left = Entry.model_validate(entry | {"submissions": hashes, "withdrawn": ["west"]})
+    Ledger(entries=[full, left]).write(place.run)
+    assert "Not in it" not in visitor(None).get("/").text
 
 
 def test_report_and_model_of_a_finished_run(visitor: Visit, place: Place) -> None:

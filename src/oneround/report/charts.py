@@ -110,15 +110,18 @@ def axis(
 ) -> tuple[Callable[[float], float], list[Tick]]:
     """A function from values to positions between ``start`` and ``end``, and the ticks.
 
-    The axis ends at ticks, or, when ``tight``, at the smallest and largest value.
+    The axis ends at ticks, or, when ``tight``, at the smallest and largest value. If all values
+    are the same, that is the one tick, in the middle.
     """
     smallest, largest = min(values), max(values)
+    if smallest == largest:
+        middle = round((start + end) / 2, 1)
+        return lambda value: middle, [(middle, text(smallest))]
     if log:
         low, high = math.floor(math.log10(smallest)), math.ceil(math.log10(largest))
         marks = [float(m) for m in range(low, high + 1)]
     else:
         marks = [float(m) for m in MaxNLocator(4).tick_values(smallest, largest)]
-    tight = tight and smallest < largest
     first, last = (smallest, largest) if tight else (marks[0], marks[-1])
 
     def at(value: float) -> float:

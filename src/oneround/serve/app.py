@@ -232,24 +232,39 @@ def script() -> Response:
 
 def _state(here: Place, visitor: Visitor) -> dict[str, Any]:
     found, run = here.desk.status(), run_state(here.run)
+    late = _not_in(found, run)
     return {
         "found": found,
         "expected": handed_in.expected_sites(here.desk.study),
         "run": run,
+        "late": late,
         "downloads": DOWNLOADS,
         "report": run.report and _may_read_report(here, visitor),
-        "command": _command(here, found, run) if visitor.site is None else "",
+        "command": _command(here, found, run, late) if visitor.site is None else "",
     }
 
 
-def _command(here: Place, found: handed_in.Status, run: RunState) -> str:
+def _not_in(found: handed_in.Status, run: RunState) -> list[str]:
+    """The sites whose accepted files are not in the global model that is done."""
+    if run.sites is None:
+        return []
+    there = [file.site for file in found.files if file.accepted and file.site]
+    return [site for site in there if site not in run.sites]
+
+
+def _command(here: Place, found: handed_in.Status, run: RunState, late: list[str]) -> str:
     """What the coordinator may do next."""
-    if not found.enough or run.phase not in ("waiting", "stopped"):
+    if not found.enough or not (late or run.phase in ("waiting", "stopped")):
         return ""
     files = [str(here.desk.inbox / file.file) for file in found.files if file.accepted]
     identity = here.desk.identity
     return shlex.join(
-        ["oneround", "distill", str(here.study_file), *files, "--out", str(here.run)]
+        ["oneround", "distill", str(here.study_file), *files]
+        + (
+            ["--extend", str(here.run), "--out", f"{here.run}-2"]
+            if late
+            else ["--out", str(here.run)]
+        )
         + (["--identity", str(identity.path)] if identity else [])
         + (["--resume"] if run.phase == "stopped" else [])
     )

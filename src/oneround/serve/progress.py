@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from oneround.errors import OneRoundError
+from oneround.ledger import Ledger
 from oneround.report import units
 from oneround.run import PROGRESS, is_working
 from oneround.study import Strict
@@ -43,6 +45,8 @@ class RunState:
         reason: why it stopped, as its log says; empty: the process was killed.
         files: which of :data:`DOWNLOADS` are there, and their sizes.
         report: whether there is one.
+        sites: those whose submissions are in the global model, and those that have withdrawn;
+            ``None``: it is not known.
     """
 
     phase: Literal["waiting", "running", "stopped", "done"]
@@ -50,6 +54,7 @@ class RunState:
     reason: str = ""
     files: tuple[tuple[str, str], ...] = ()
     report: bool = False
+    sites: tuple[str, ...] | None = None
 
 
 def run_state(run: Path) -> RunState:
@@ -59,10 +64,19 @@ def run_state(run: Path) -> RunState:
     if (run / "results.json").is_file():
         files = [(name, run / name) for name in DOWNLOADS if (run / name).is_file()]
         sizes = tuple((name, units.si(path.stat().st_size, "B")) for name, path in files)
-        return RunState("done", files=sizes, report=(run / REPORT).is_file())
+        return RunState("done", None, "", sizes, (run / REPORT).is_file(), _sites(run))
     if (run / "configuration.json").is_file():
         return RunState("stopped", _step(run), _reason(run))
     return RunState("waiting")
+
+
+def _sites(run: Path) -> tuple[str, ...] | None:
+    try:
+        entries = Ledger.read(run).entries
+    except OneRoundError:
+        return None
+    gone = [site for entry in entries for site in entry.withdrawn]
+    return (*entries[-1].submissions, *gone) if entries else None
 
 
 def _step(run: Path) -> Step | None:
