@@ -187,7 +187,7 @@ def verify(contents: Mapping[str, bytes], signature: bytes, public_key: str) -> 
             verifying.Config().use_elliptic_key_verifier(public_key=pem).verify(model, file)
             covered = _covered(signature)
         except Exception as error:  # from a stranger's bytes the library raises many kinds
-            reason = str(error).split("\n")[0][:200] or type(error).__name__
+            reason = str(error).split("\n")[0].partition(": ")[0][:200] or type(error).__name__
             raise WrongSignatureError(reason) from error
     if covered != set(contents):  # a signature can say that it leaves files out
         raise WrongSignatureError(f"it covers {sorted(covered)}")
