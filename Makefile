@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))  # some tests wait for processes
 PINS := pyproject.toml constraints.txt
 
-.PHONY: demo test format clean
+.PHONY: demo test test-live format clean
 .DELETE_ON_ERROR:
 
 # The main job on drawn images, in a few minutes.
@@ -21,6 +21,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# The walk-through with Flower's own programs, which takes some minutes more.
+test-live: $(VENV)/installed-dev
+	$(BIN)/pytest -m live
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

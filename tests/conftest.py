@@ -9,7 +9,7 @@ import torch
 import tiny
 from oneround.submission import Submission, TrainingSummary, read_submissions, write_submission
 
-LONG = ("test_walkthrough.py", "test_processes.py", "test_docs.py", "serve/test_server.py")
+LONG = ("test_processes.py", "test_docs.py", "serve/test_server.py")
 """Files that take longest, most of it waiting for processes."""
 
 

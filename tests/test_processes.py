@@ -97,7 +97,7 @@ def test_a_killed_process_is_told_and_the_run_goes_on(folder: Path) -> None:
     arguments = command(folder, "killed", "--devices", "2", changes=changes)
     checkpoint = folder / "killed" / "distillation" / "checkpoint.pt"
     with start(arguments) as process:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 180
         while not checkpoint.exists() and time.monotonic() < limit:
             time.sleep(0.05)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -116,6 +116,7 @@ def register_nobody(terminals: Terminals, ports: dict[str, str]) -> None:
     terminals.start("stranger", words.split())
 
 
+@pytest.mark.live
 def test_three_hospitals_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

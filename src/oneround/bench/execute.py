@@ -285,7 +285,7 @@ def _with_dask(
     """Many cells at a time; each waits for its client models.
 
     When a process dies, Dask holds all that waits for it responsible. So a local one is given no
-    more than it can work on, and what was there when it died is tried once more.
+    more than it can work on, and what was there when it died is tried again.
     """
     from distributed import as_completed
 
@@ -326,7 +326,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     settings = {
-        "distributed.scheduler.allowed-failures": 1,  # a cell that kills two processes fails
+        "distributed.scheduler.allowed-failures": workers,  # all of them may die at once
         # Dask's setting of malloc gives memory back at once: torch runs at less than half its speed
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     }
@@ -345,7 +345,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 def _reason(error: BaseException) -> str:
     if type(error).__name__ == "KilledWorker":
-        return "two processes that worked on it have died; is there enough memory?"
+        return "the processes that worked on it have died; is there enough memory?"
     return str(error) if isinstance(error, OneRoundError) else f"{type(error).__name__}: {error}"
 
 
