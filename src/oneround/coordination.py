@@ -107,7 +107,8 @@ def distill(
             "full_options": options.model_dump(mode="json"),
         }
         kept = kept_of(before, change)
-        options = extended_options(before, method, options, change, len(submissions))
+        ensemble = ensemble_of(submissions)
+        options = extended_options(before, method, options, change, ensemble, study)
     configuration = (
         {
             "study": study.agreement(),

@@ -57,10 +57,9 @@ def new_student(
     Raises:
         OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
-    classes = len(study.classes)
-    best_first = sorted(ensemble.clients, key=lambda client: -_breadth(client, classes))
-    architecture = options.student or best_first[0].architecture
-    alike = [client.model for client in best_first if client.architecture == architecture]
+    broadest = broadest_client(ensemble, study, options)
+    architecture = broadest.architecture if broadest else options.student
+    assert architecture, "without a student's architecture every client model may be the start"
     if options.start == "average":
         student, architecture = average(ensemble), ensemble.clients[0].architecture
         if options.student not in (None, architecture):
@@ -71,12 +70,29 @@ def new_student(
         student.requires_grad_(True)
     elif options.start not in ("auto", "scratch"):
         student = _from_file(options.start, study, architecture)
-    elif options.start == "auto" and alike:
-        student = copy.deepcopy(alike[0]).requires_grad_(True)
+    elif options.start == "auto" and broadest:
+        student = copy.deepcopy(broadest.model).requires_grad_(True)
     else:
         seed = derived_seed(stage.seed, "student")
-        student = models.build(architecture, study.image, classes, seed)
+        student = models.build(architecture, study.image, len(study.classes), seed)
     return student, architecture
+
+
+def broadest_client(ensemble: Ensemble, study: Study, options: StudentOptions) -> Client | None:
+    """The client model that ``start=auto`` begins from: of those of the student's architecture
+    the one that has seen most of every class; ``None`` if there is none.
+
+    That is the largest mean logarithm of its class counts, or, where a site keeps them, of equal
+    shares of its images.
+    """
+    classes = len(study.classes)
+
+    def breadth(client: Client) -> float:
+        counts = client.class_counts or (client.images / classes,)
+        return sum(math.log1p(count) for count in counts) / len(counts)
+
+    alike = [c for c in ensemble.clients if options.student in (None, c.architecture)]
+    return max(alike, key=breadth, default=None)
 
 
 LOGGED = ("loss", "learning_rate", "agreement")
@@ -261,13 +277,6 @@ def distillation_loss(
         return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
     return (weight * divergence(original)).mean(), ((1 - weight) * divergence(adapted)).mean()
-
-
-def _breadth(client: Client, classes: int) -> float:
-    """How much a site has seen of every class: mean logarithm of its class counts, or, where it
-    keeps them, of equal shares of its images."""
-    counts = client.class_counts or (client.images / classes,)
-    return sum(math.log1p(count) for count in counts) / len(counts)
 
 
 def _from_file(path: str, study: Study, architecture: ArchitectureSpec) -> nn.Module:

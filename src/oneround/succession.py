@@ -1,7 +1,8 @@
 """From one global model to the next, as hospitals come late or leave.
 
 *Coming*: the bank of the earlier run is kept and gets images of the new client models alone, and
-the student goes on from the earlier global model, taught by all client models.
+the student goes on, taught by all client models. It goes on from the earlier global model, or from
+the client model of a late site that brings what the others lack; the method says when.
 
 *Leaving*: nothing of a site that withdrew may be left. Its client model shaped images in the bank
 (as the one inverted and as companion), every soft target (its vote is in all of them) and so
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from oneround import methods
+from oneround.ensemble import Ensemble
 from oneround.errors import OneRoundError
 from oneround.files import read_json
 from oneround.ledger import How, Ledger
 from oneround.methods import Method
-from oneround.model_file import WEIGHTS, model_config
+from oneround.model_file import WEIGHTS
 from oneround.run import Kept
-from oneround.study import Strict
+from oneround.study import Strict, Study
 from oneround.submission import Submission
 
 
@@ -128,7 +130,12 @@ def succession(
 
 
 def extended_options(
-    before: Predecessor, method: Method, options: Strict, change: Succession, sites: int
+    before: Predecessor,
+    method: Method,
+    options: Strict,
+    change: Succession,
+    ensemble: Ensemble,
+    study: Study,
 ) -> Strict:
     """The options of an extension: less work than a full run, from where the last one ended.
 
@@ -140,10 +147,7 @@ def extended_options(
             f"method {method.name} cannot be extended.",
             remedy="Make a full run from all submissions, without --extend.",
         )
-    config = model_config(before.path)
-    [architecture] = config.architectures
-    start, share = before.path / WEIGHTS, len(change.added) / sites
-    changed: Strict = method.extend(options, share, str(start), architecture)
+    changed: Strict = method.extend(ensemble, study, options, before.path, change.added)
     return changed
 
 

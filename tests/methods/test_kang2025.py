@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from oneround import methods
 from oneround.ensemble import Client, Ensemble
 from oneround.methods import GlobalModel
+from oneround.model_file import save_model
 from oneround.run import Run
 from tiny import DENSENET, IMAGE, KANG2025, RESNET, STUDY, clients, equal, network
 
@@ -57,6 +60,45 @@ def test_is_deterministic_and_depends_on_the_seed(tmp_path: Path) -> None:
             results.append(made(run).model)
     assert equal(results[0], results[1])
     assert not equal(results[0], results[2])
+
+
+EARLIER = ((60, 60, 2), (60, 60, 2))
+
+
+@pytest.mark.parametrize(
+    ("counts", "changes", "from_the_late_one"),
+    [
+        ((*EARLIER, (80, 80, 80)), [], True),
+        ((*EARLIER, (5, 5, 5)), [], False),  # a class, and too little of it for a full run
+        (((60, 60, 60), (60, 60, 60), (90, 90, 90)), [], False),  # no class of its own
+        ((*EARLIER, None), [], False),  # keeps its class counts
+        ((*EARLIER, (80, 80, 80)), ["distillation.start=scratch"], False),
+        ((*EARLIER, (80, 80, 80)), ["distillation.student.name=densenet121"], False),
+    ],
+    ids=str,
+)
+def test_extension_starts_from_a_late_site_that_brings_a_class(
+    tmp_path: Path,
+    counts: Sequence[tuple[int, ...] | None],
+    changes: list[str],
+    from_the_late_one: bool,
+) -> None:
+    members = [
+        replace(client, class_counts=c, images=sum(c or (900,)))
+        for client, c in zip(clients(3), counts, strict=True)
+    ]
+    save_model(tmp_path, network(7), (DENSENET,), STUDY, "kang2025")
+    options: Any = METHOD.resolve("quick", ["distillation.start=auto", *changes])
+    assert METHOD.extend
+    extended = METHOD.extend(Ensemble(members), STUDY, options, tmp_path, ("site-2",))
+    expected = (
+        (options.distillation.start, options.distillation.student)
+        if from_the_late_one
+        else (str(tmp_path / "global.safetensors"), DENSENET)
+    )
+    assert (extended.distillation.start, extended.distillation.student) == expected
+    assert extended.distillation.steps == round(options.distillation.steps / 3)
+    assert extended.inversion.images == round(options.inversion.images / 3)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ The name of a method is the name of its file. The file defines
 - ``PRESETS``: complete options by name, ``quick`` and ``paper`` among them,
 - ``NEEDS``: what it needs of client models or of the run, one sentence,
 - a function of the same name: ``(ensemble, study, run, options) -> GlobalModel``,
-- if it can go on when sites come late, a function ``extend``: ``(options, share of new sites,
-  file of the earlier model, its architecture) -> options``.
+- if it can go on when sites come late, a function ``extend``: ``(ensemble, study, options, RUN
+  folder of the earlier model, new sites) -> options``.
 
 Nothing else has to be edited. An installed package adds a method with an entry point in the
 group ``oneround.methods`` that names such a module.
@@ -20,6 +20,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +58,7 @@ class Method:
     presets: dict[str, Strict]
     summary: str = ""
     needs: str = ""
-    extend: Callable[[Any, float, str, ArchitectureSpec], Any] | None = None
+    extend: Callable[[Ensemble, Study, Any, Path, Sequence[str]], Any] | None = None
 
     @classmethod
     def of(cls, module: ModuleType) -> Method:

@@ -21,22 +21,31 @@ distillation.mix=noise`` switches 2 and 3 on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from pydantic import Field
 
 from oneround.distillation import DistillationOptions, Samples, train_student
 from oneround.ensemble import AdaptationOptions, Ensemble, Rule, adapt_to_noise
 from oneround.gallery import write_gallery
 from oneround.methods import GlobalModel
+from oneround.model_file import WEIGHTS, model_config
 from oneround.noise import NoiseOptions, StructureNoise
 from oneround.run import Run
-from oneround.student import new_student
-from oneround.study import ArchitectureSpec, Strict, Study
+from oneround.student import broadest_client, new_student
+from oneround.study import Strict, Study
 from oneround.synthesis import InversionOptions, synthesize
 
 NEEDS = "Client models with BatchNorm."
 
 LEAST_STEPS = 0.25
 """Of the steps of a full run, what an extension takes at least."""
+
+MOST = 0.5
+"""Of the images of a class: what late sites must have more of, if an extension is to start from
+one of their client models."""
 
 
 class Options(Strict):
@@ -85,25 +94,38 @@ PRESETS: dict[str, Strict] = {
 }
 
 
-def extend(options: Options, share: float, start: str, architecture: ArchitectureSpec) -> Options:
+def extend(
+    ensemble: Ensemble, study: Study, options: Options, earlier: Path, added: Sequence[str]
+) -> Options:
     """Options for a run that goes on from an earlier one when sites come late.
 
     Images of the new client models alone, as many for each as every other has, and a share of the
-    steps, from the earlier global model.
+    steps. From the earlier global model; but where the late sites have more than half of the
+    images of some class, which that model can hardly know, and a full run would start from one of
+    them, from there.
 
     Args:
+        ensemble: all client models, the new ones too.
+        study: the agreement.
         options: of a full run.
-        share: new sites, as a share of all.
-        start: file of the earlier global model.
-        architecture: of that model.
+        earlier: RUN folder of the earlier global model.
+        added: sites that are new.
     """
+    late = [client.site in added for client in ensemble.clients]
+    share = sum(late) / len(late)
     inversion, distillation = options.inversion, options.distillation
-    images = max(1, round(inversion.images * share))
-    steps = max(1, round(distillation.steps * max(share, LEAST_STEPS)))
-    change = {"steps": steps, "start": start, "student": architecture}
+    change: dict[str, Any] = {"steps": max(1, round(distillation.steps * max(share, LEAST_STEPS)))}
+    brings_a_class = ensemble.weights[late].sum(0).max() > MOST
+    first = broadest_client(ensemble, study, distillation)
+    late_is_first = distillation.start == "auto" and first is not None and first.site in added
+    if not (brings_a_class and late_is_first):
+        [architecture] = model_config(earlier).architectures
+        change |= {"start": str(earlier / WEIGHTS), "student": architecture}
     return options.model_copy(
         update={
-            "inversion": inversion.model_copy(update={"images": images}),
+            "inversion": inversion.model_copy(
+                update={"images": max(1, round(inversion.images * share))}
+            ),
             "distillation": distillation.model_copy(update=change),
         }
     )
