@@ -27,9 +27,9 @@ class Entry(BaseModel):
         created: UTC, ISO 8601.
         oneround: version of the package.
         method: how client models became one.
-        how: ``full``: from the submissions alone; ``extension``: from the model before and the
-            submissions, with those in ``added`` new; ``withdrawal``: from the submissions that
-            are left alone, nothing of an earlier model.
+        how: ``full``: from the submissions alone; ``extension``: from the submissions, with those
+            in ``added`` new, and the image bank or weights of the model before; ``withdrawal``:
+            from the submissions that are left alone, nothing of an earlier model.
         submissions: SHA-256 of every submission it was made of, by site.
         added: sites that the model before did not have.
         withdrawn: sites that have withdrawn since the model before.

@@ -85,7 +85,9 @@ def _told(entry: Entry) -> str:
     sites = ", ".join(entry.submissions)
     made = f"{entry.created}, model `{entry.model[:12]}…`, from {sites}"
     if entry.how == "extension":
-        return f"{made}: {', '.join(entry.added)} came late; the model before was trained further."
+        return (
+            f"{made}: {', '.join(entry.added)} came late, and the work on the model before went on."
+        )
     if entry.how == "withdrawal":
         gone = ", ".join(entry.withdrawn)
         return (
