@@ -7,6 +7,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))  # some tests wait for processes
 PINS := pyproject.toml constraints.txt
 
+# Tests start many processes; without compiled files each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-live format clean
 .DELETE_ON_ERROR:
 
