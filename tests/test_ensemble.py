@@ -8,12 +8,19 @@ import torch
 from torch import nn
 
 from oneround import models
-from oneround.ensemble import RULES, AdaptationOptions, Client, Ensemble, adapt_to_noise
+from oneround.ensemble import (
+    RULES,
+    AdaptationOptions,
+    Client,
+    Ensemble,
+    adapt_to_noise,
+    prior_corrected,
+)
 from oneround.errors import OneRoundError
 from oneround.noise import NoiseOptions, StructureNoise
 from oneround.stage import Stage
 from oneround.study import ArchitectureSpec
-from tiny import DENSENET, IMAGE, RESNET, clients, equal, images, network, seeded
+from tiny import DENSENET, IMAGE, RESNET, STUDY, clients, equal, images, network, seeded
 
 NOISE = StructureNoise(IMAGE, NoiseOptions(families=("gaussian", "spectrum")))
 
@@ -210,3 +217,52 @@ def test_refuses_networks_without_batch_norm() -> None:
     member = Client("north", models.build(group, IMAGE, 3), group, 10)
     with pytest.raises(OneRoundError, match="north has no BatchNorm"):
         adapt(Ensemble([member]))
+
+
+def test_prior_correction_divides_by_the_class_mix() -> None:
+    """With one image added to every class; all that was in the model otherwise is left."""
+    members = [
+        *clients(2),  # class counts (0, 3, 7) and (1, 3, 16)
+        Client("densely", network(5, DENSENET), DENSENET, 9, (3, 3, 3)),
+        Client("secretive", network(6), RESNET, 9),
+    ]
+    before = Ensemble(members)
+    x = IMAGE.normalize(images(5).pixels())
+    logits = before.client_logits(x)
+    priors = torch.tensor([[1, 4, 8], [2, 4, 17], [4, 4, 4], [1, 1, 1]], dtype=torch.float32)
+    after = prior_corrected(before, STUDY)
+    expected = logits.softmax(-1) / (priors / priors.sum(1, keepdim=True)).unsqueeze(1)
+    expected /= expected.sum(-1, keepdim=True)
+    assert torch.allclose(after.client_logits(x).softmax(-1), expected, atol=1e-6)
+    assert torch.equal(before.client_logits(x), logits), "the client models stay as they are"
+    assert after.rule == before.rule
+    assert after.clients[3].model is not before.clients[3].model
+    assert equal(after.clients[3].model, before.clients[3].model)
+
+
+def test_a_corrected_site_does_not_vote_against_what_it_has_not_seen() -> None:
+    """Two sites of two classes each, with exact posteriors of known densities."""
+    likelihood = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])  # p(x|c), x by c
+
+    class Bayes(nn.Module):
+        def __init__(self, prior: list[float]) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.layer.weight.data = likelihood.log()
+            self.layer.bias.data = torch.tensor(prior).log()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.layer(x.flatten(1)[:, :3])
+            return logits
+
+    counts = [(900, 99, 0), (0, 99, 900)]
+    members = [
+        Client(f"site-{k}", Bayes([(n + 1) / 1002 for n in c]), RESNET, 999, c)
+        for k, c in enumerate(counts)
+    ]
+    x = torch.zeros(3, *IMAGE.shape)
+    x.flatten(1)[:, :3] = torch.eye(3)
+    plain = Ensemble(members, "class-counts")
+    right = likelihood / likelihood.sum(1, keepdim=True)  # where all classes are equally frequent
+    assert plain(x).exp()[1, 1] < 0.5, "both sites take the rare class for their frequent one"
+    assert torch.allclose(prior_corrected(plain, STUDY)(x).exp(), right, atol=1e-6)

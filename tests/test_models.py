@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from oneround import models
 from oneround.errors import OneRoundError
 from oneround.study import ArchitectureSpec, ImageSpec
-from tiny import DENSENET, IMAGE, RESNET, equal, network, seeded
+from tiny import CLASSES, DENSENET, IMAGE, RESNET, equal, network, seeded
 
 ARCHITECTURES = [
     RESNET,
@@ -327,3 +327,24 @@ def test_gradients_do_not_depend_on_the_layout(width: int) -> None:
         gradients.append(torch.cat([p.grad.contiguous().flatten() for p in model.parameters()]))
     scale = gradients[0].abs().max()
     assert torch.allclose(gradients[0], gradients[1], atol=1e-4 * float(scale))
+
+
+@pytest.mark.parametrize("architecture", [RESNET, DENSENET], ids=str)
+def test_last_layer(architecture: ArchitectureSpec) -> None:
+    model = network(1, architecture)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layer = models.last_layer(model, IMAGE, len(CLASSES))
+    assert all(torch.equal(state[n], tensor) for n, tensor in model.state_dict().items())
+    x = torch.randn(4, *IMAGE.shape, generator=seeded())
+    before = model(x)
+    layer.bias.data += torch.tensor([1.0, 2.0, 3.0])
+    assert torch.allclose(model(x) - before, torch.tensor([1.0, 2.0, 3.0]), atol=1e-5)
+
+
+def test_last_layer_that_is_not_there() -> None:
+    size = IMAGE.channels * IMAGE.height * IMAGE.width
+    without_bias = nn.Sequential(nn.Flatten(), nn.Linear(size, 3, bias=False))
+    more_follows = nn.Sequential(nn.Flatten(), nn.Linear(size, 3), nn.Softplus())
+    for model in (without_bias, more_follows):
+        with pytest.raises(OneRoundError, match="does not end with a fully connected layer"):
+            models.last_layer(model, IMAGE, 3)

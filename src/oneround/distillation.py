@@ -22,6 +22,7 @@ from oneround.models import batch_norms, update_statistics
 from oneround.noise import StructureNoise
 from oneround.stage import Stage
 from oneround.student import Learner, StudentOptions
+from oneround.study import Augmentation
 from oneround.synthesis import ImageBank
 from oneround.training import augment
 
@@ -62,7 +63,7 @@ class DistillationOptions(StudentOptions):
     asked: int = Field(default=0, ge=0)
     teachers: Literal["both", "original", "noise-adapted"] = "both"
     noise_pool: int = Field(default=2048, ge=1)
-    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = (
+    augment: tuple[Augmentation, ...] = (
         "flip",
         "shift",
         "rotate",

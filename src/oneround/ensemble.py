@@ -15,6 +15,7 @@ from oneround.errors import OneRoundError
 from oneround.models import (
     batch_norms,
     folded,
+    last_layer,
     require_batch_norm,
     synchronize_batch_norms,
     to_fast_layout,
@@ -22,7 +23,7 @@ from oneround.models import (
 )
 from oneround.noise import StructureNoise
 from oneround.stage import Stage
-from oneround.study import ArchitectureSpec, Strict
+from oneround.study import ArchitectureSpec, Strict, Study
 
 Rule = Literal["auto", "logits", "probabilities", "class-counts"]
 """How client outputs become one; ``auto``: ``class-counts`` where all sites share theirs,
@@ -161,6 +162,30 @@ class Ensemble(nn.Module):
         if not 0 < count < clients:
             return None
         return tuple(sorted(torch.randperm(clients, generator=generator)[:count].tolist()))
+
+
+def prior_corrected(ensemble: Ensemble, study: Study) -> Ensemble:
+    """Copies of the client models that answer as if their site had every class equally often.
+
+    The class mix π_k of a site is in its model: p_k(c|x) ∝ p(x|c)·π_kc. The bias of the last
+    layer takes −log π_kc, so that softmax(z_k − log π_k) ∝ p(x|c) (Saerens et al., *Neural
+    Computation* 2002; Menon et al., ICLR 2021). Two things change: a frequent class is not
+    preferred, and a site that has hardly seen a class no longer votes against it. One image is
+    added to every class, for those that a site has none of. Where a site keeps its class counts,
+    its model stays as it is.
+
+    Raises:
+        OneRoundError: a client model does not end with a fully connected layer.
+    """
+    clients = []
+    for client in ensemble.clients:
+        model = copy.deepcopy(client.model)
+        if client.class_counts is not None:
+            counts = torch.tensor(client.class_counts, dtype=torch.float32) + 1
+            layer = last_layer(model, study.image, len(counts))
+            layer.bias.data -= (counts / counts.sum()).log().to(layer.bias.device)
+        clients.append(replace(client, model=model))
+    return Ensemble(clients, ensemble.rule).to(ensemble.weights.device)
 
 
 def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:

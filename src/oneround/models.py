@@ -69,6 +69,25 @@ def _resnet(layers: list[int]) -> Builder:
     return build
 
 
+def last_layer(model: nn.Module, image: ImageSpec, classes: int) -> nn.Linear:
+    """The fully connected layer whose output the logits are, with its bias.
+
+    Raises:
+        OneRoundError: there is none.
+    """
+    x = torch.zeros(1, *image.shape, device=next(model.parameters()).device)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.bias is not None]
+    for layer in reversed([m for m in layers if m.out_features == classes]):
+        silenced = layer.register_forward_hook(lambda *call: torch.zeros_like(call[2]))
+        with silenced, torch.no_grad():
+            if not model(x).any():
+                return layer
+    raise OneRoundError(
+        "the network does not end with a fully connected layer that has a bias.",
+        remedy="Give it one, or leave the client models as they are (prior_correction=false).",
+    )
+
+
 def _to_group_norm(model: nn.Module, groups: int) -> None:
     """Replace every BatchNorm layer; MONAI's ``norm`` argument reaches the first one only."""
     for parent in list(model.modules()):

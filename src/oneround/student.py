@@ -57,7 +57,7 @@ def new_student(
     Raises:
         OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
-    broadest = broadest_client(ensemble, study, options)
+    broadest = broadest_client(ensemble, study, options.student)
     architecture = broadest.architecture if broadest else options.student
     assert architecture, "without a student's architecture every client model may be the start"
     if options.start == "average":
@@ -78,9 +78,11 @@ def new_student(
     return student, architecture
 
 
-def broadest_client(ensemble: Ensemble, study: Study, options: StudentOptions) -> Client | None:
-    """The client model that ``start=auto`` begins from: of those of the student's architecture
-    the one that has seen most of every class; ``None`` if there is none.
+def broadest_client(
+    ensemble: Ensemble, study: Study, architecture: ArchitectureSpec | None = None
+) -> Client | None:
+    """The client model that ``start=auto`` begins from: of those of an architecture the one that
+    has seen most of every class; ``None`` if there is none.
 
     That is the largest mean logarithm of its class counts, or, where a site keeps them, of equal
     shares of its images.
@@ -91,7 +93,7 @@ def broadest_client(ensemble: Ensemble, study: Study, options: StudentOptions) -
         counts = client.class_counts or (client.images / classes,)
         return sum(math.log1p(count) for count in counts) / len(counts)
 
-    alike = [c for c in ensemble.clients if options.student in (None, c.architecture)]
+    alike = [c for c in ensemble.clients if architecture in (None, c.architecture)]
     return max(alike, key=breadth, default=None)
 
 

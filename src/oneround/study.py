@@ -127,6 +127,10 @@ class ArchitectureSpec(Strict):
         return f"{self.name}({arguments})"
 
 
+Augmentation = Literal["flip", "shift", "rotate", "intensity"]
+"""A random change of an image that keeps its class; see :func:`oneround.training.augment`."""
+
+
 class TrainingSpec(Strict):
     """How each site trains its client model; see :func:`oneround.training.train_client`."""
 
@@ -137,7 +141,7 @@ class TrainingSpec(Strict):
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["one-cycle", "constant", "step"] = "one-cycle"
     class_weighted: bool = False
-    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    augment: tuple[Augmentation, ...] = ("flip", "shift")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
 
 

@@ -31,8 +31,6 @@ the norm of the images (0 there). The start of the student is an option.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import nn
@@ -42,7 +40,7 @@ from oneround.loop import Loop
 from oneround.methods import GlobalModel
 from oneround.run import Run
 from oneround.student import Learner, StudentOptions, new_student
-from oneround.study import Strict, Study
+from oneround.study import Augmentation, Strict, Study
 from oneround.synthesis.bank import Pool
 from oneround.synthesis.inversion import Batch, Competitor, InversionOptions, trajectory
 from oneround.synthesis.watched import watch
@@ -83,7 +81,7 @@ class Options(Strict):
     jitter: float = Field(default=0.0625, ge=0, lt=0.5)
     steps: int = Field(default=25, ge=1)
     batch_size: int = Field(default=64, ge=2)
-    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    augment: tuple[Augmentation, ...] = ("flip", "shift")
     checkpoint_every: int = Field(default=1, ge=1)
     distillation: StudentOptions = StudentOptions(learning_rate=0.01, temperature=3)
 

@@ -32,7 +32,6 @@ leaves out what does not fill a batch. The generator adapts to any image size.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -43,7 +42,7 @@ from oneround.loop import Loop
 from oneround.methods import GlobalModel
 from oneround.run import Run
 from oneround.student import Learner, StudentOptions, new_student
-from oneround.study import Strict, Study
+from oneround.study import Augmentation, Strict, Study
 from oneround.synthesis.bank import Pool
 from oneround.synthesis.generator import (
     GeneratorOptions,
@@ -90,7 +89,7 @@ class Options(Strict):
     vote_step: float = Field(default=0.01, ge=0)
     vote_decay: float = Field(default=0.99, gt=0, le=1)
     perturbation: float = Field(default=8 / 255, ge=0)
-    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    augment: tuple[Augmentation, ...] = ("flip", "shift")
     checkpoint_every: int = Field(default=1, ge=1)
     generator: GeneratorOptions = GeneratorOptions(width=32, steps=10)
     distillation: StudentOptions = StudentOptions(learning_rate=0.01)

@@ -30,7 +30,6 @@ are options. A pass leaves out what does not fill a batch. The generator adapts 
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -41,7 +40,7 @@ from oneround.loop import Loop
 from oneround.methods import GlobalModel
 from oneround.run import Run
 from oneround.student import Learner, StudentOptions, new_student
-from oneround.study import Strict, Study
+from oneround.study import Augmentation, Strict, Study
 from oneround.synthesis.bank import Pool
 from oneround.synthesis.generator import (
     GeneratorOptions,
@@ -80,7 +79,7 @@ class Options(Strict):
     one_hot_weight: float = Field(default=1.0, ge=0)
     bn_weight: float = Field(default=1.0, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
-    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    augment: tuple[Augmentation, ...] = ("flip", "shift")
     checkpoint_every: int = Field(default=1, ge=1)
     generator: GeneratorOptions = GeneratorOptions(width=32, steps=10)
     distillation: StudentOptions = StudentOptions(learning_rate=0.005)

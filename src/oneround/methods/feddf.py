@@ -26,7 +26,7 @@ from oneround.loop import Loop
 from oneround.methods import GlobalModel
 from oneround.run import Run
 from oneround.student import Learner, StudentOptions, new_student
-from oneround.study import Strict, Study
+from oneround.study import Augmentation, Strict, Study
 from oneround.training import augment
 
 NEEDS = "Unlabeled public images; one architecture for all sites, to start from the average."
@@ -51,7 +51,7 @@ class Options(Strict):
     rule: Rule = "logits"
     steps: int = Field(default=10_000, ge=1)
     batch_size: int = Field(default=64, ge=2)
-    augment: tuple[Literal["flip", "shift", "rotate", "intensity"], ...] = ("flip", "shift")
+    augment: tuple[Augmentation, ...] = ("flip", "shift")
     distillation: StudentOptions = StudentOptions(
         optimizer="adam",
         learning_rate=1e-3,

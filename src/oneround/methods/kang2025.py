@@ -116,7 +116,7 @@ def extend(
     inversion, distillation = options.inversion, options.distillation
     change: dict[str, Any] = {"steps": max(1, round(distillation.steps * max(share, LEAST_STEPS)))}
     brings_a_class = ensemble.weights[late].sum(0).max() > MOST
-    first = broadest_client(ensemble, study, distillation)
+    first = broadest_client(ensemble, study, distillation.student)
     late_is_first = distillation.start == "auto" and first is not None and first.site in added
     if not (brings_a_class and late_is_first):
         [architecture] = model_config(earlier).architectures

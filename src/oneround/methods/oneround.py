@@ -1,0 +1,194 @@
+"""A client model corrected for its class mix learns from the others what its site lacks.
+
+Ours. It rests on three observations, with their measurements in docs/research-log.md:
+
+1. A site's class mix is in its model. Taking it out costs nothing (the bias of the last layer) and
+   makes single models and ensemble better: :func:`oneround.ensemble.prior_corrected`.
+2. The client model of the site that has seen most of every class is better than what a student
+   can learn from synthesized images with little work, in all classes that its site knows.
+3. What its site lacks is in the features already, as far as a network of this size has it: the last
+   layer alone, taught on few synthesized images, learns more than the whole network does.
+
+So, with experts f_k (the corrected client models) and their class-count-weighted mixture p:
+
+    start:      f_0, the expert of the site with the most of every class
+    images:     model inversion of the experts in turn, few images and few steps
+    last layer: min_W E[ T²·KL(p(x) ‖ softmax(W·h(x))) + ρ Σ_c a_c·(W·h(x) − f_0(x))_c² ]
+
+with h the features of f_0, which stay as real images made them, and a_c = n_0c / max_k n_kc: what
+its site has of class c, as a share of what the best has. Where it is best (a_c = 1) the student
+keeps its answers; where it lacks a class (a_c = 0) it takes those of the others. Where sites keep
+their class counts their models are taken as they are, and the student stays close to its start.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from oneround.ensemble import Client, Ensemble, Rule, prior_corrected
+from oneround.loop import Loop, Stateful
+from oneround.methods import GlobalModel
+from oneround.models import last_layer
+from oneround.run import Run
+from oneround.stage import Stage
+from oneround.student import broadest_client, learning_rate
+from oneround.study import Augmentation, Strict, Study
+from oneround.synthesis import ImageBank, InversionOptions, synthesize
+from oneround.training import augment
+
+NEEDS = (
+    "Client models with BatchNorm that end with a fully connected layer; better with class counts."
+)
+
+
+class LastLayerOptions(Strict):
+    """How the last layer is distilled.
+
+    Attributes:
+        views: of each bank image, which are random changes of it.
+        steps: optimization steps of Adam, each on ``batch_size`` views.
+        batch_size: views in each.
+        learning_rate: at the start; it falls along a cosine.
+        temperature: T.
+        trust: ρ, in what the site of the start knows itself.
+        augment: random changes.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    views: int = Field(default=4, ge=1)
+    steps: int = Field(default=400, ge=1)
+    batch_size: int = Field(default=512, ge=2)
+    learning_rate: float = Field(default=0.01, gt=0)
+    temperature: float = Field(default=4.0, gt=0)
+    trust: float = Field(default=10.0, ge=0)
+    augment: tuple[Augmentation, ...] = ("flip", "shift", "rotate", "intensity")
+    checkpoint_every: int = Field(default=100, ge=1)
+
+
+class Options(Strict):
+    """Everything that can be chosen, part by part.
+
+    Attributes:
+        rule: how the outputs of the experts become one; ``auto``: ``class-counts`` if all sites
+            share theirs, else ``probabilities``.
+        synthesis_share: where the run has a limit of FLOPs, the share that the bank may cost.
+        inversion: the image bank.
+        last_layer: the student.
+    """
+
+    rule: Rule = "auto"
+    synthesis_share: float = Field(default=0.8, gt=0, lt=1)
+    inversion: InversionOptions = InversionOptions(images=320, steps=50)
+    last_layer: LastLayerOptions = LastLayerOptions()
+
+
+PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
+
+
+def extend(
+    ensemble: Ensemble, study: Study, options: Options, earlier: Path, added: Sequence[str]
+) -> Options:
+    """Options for a run that goes on from an earlier one when sites come late: images of the new
+    client models alone; the last layer, which costs next to nothing, is taught anew."""
+    images = max(1, round(options.inversion.images * len(added) / len(ensemble.clients)))
+    inversion = options.inversion.model_copy(update={"images": images})
+    return options.model_copy(update={"inversion": inversion})
+
+
+def oneround(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+    """The method; every stage resumes where it was."""
+    experts = prior_corrected(ensemble, study).with_rule(options.rule)
+    first = broadest_client(experts, study)
+    assert first, "there is a client model"
+    synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
+    bank = synthesize(experts, study, options.inversion, synthesis, run.kept)
+    stage = run.stage("distillation")
+    student = teach_last_layer(experts, first, bank, study, options.last_layer, stage)
+    return GlobalModel(student, (first.architecture,))
+
+
+def teach_last_layer(
+    experts: Ensemble,
+    first: Client,
+    bank: ImageBank,
+    study: Study,
+    options: LastLayerOptions,
+    stage: Stage,
+) -> nn.Module:
+    """A copy of the model of ``first`` whose last layer has learned from the experts what its
+    site lacks; in eval mode, on the CPU."""
+    student = copy.deepcopy(first.model).eval().requires_grad_(False)
+    layer = last_layer(student, study.image, len(study.classes)).requires_grad_(True)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=options.learning_rate)
+    parts: dict[str, Stateful] = {"layer": layer, "optimizer": optimizer}
+    loop = Loop(stage, options.steps, parts, keep_every=options.checkpoint_every)
+    with loop.meter.paused() if loop.done else loop.meter.step("lessons"):
+        own, taught, features = lessons(experts, first, bank, study, options, stage)
+    soft = (taught / options.temperature).softmax(1)
+    trust = options.trust * competence(experts, first, len(study.classes)).to(own.device)
+    for step in loop:
+        rate = learning_rate("cosine", options.learning_rate, loop.position, loop.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        size = min(options.batch_size, len(features))
+        chosen = torch.randint(len(features), (size,), generator=stage.generator(step))
+        chosen = chosen.to(features.device)
+        with loop.meter.step("learn", size):
+            logits = layer(features[chosen])
+            log_q = (logits / options.temperature).log_softmax(1)
+            divergence = nn.functional.kl_div(log_q, soft[chosen], reduction="batchmean")
+            change = (logits - own[chosen]).square().mean(0)
+            loss = options.temperature**2 * divergence + (trust * change).sum()
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        loop.observe(student)
+        if step % 50 == 0 or step == options.steps:
+            agreement = (logits.argmax(1) == soft[chosen].argmax(1)).float().mean().item()
+            entry = {"loss": loss.item(), "learning_rate": rate, "agreement": agreement}
+            stage.curve.append({"step": step} | entry)
+        loop.note = f"loss {loss.item():.3f}"
+    return student.requires_grad_(False).cpu().eval()
+
+
+def lessons(
+    experts: Ensemble,
+    first: Client,
+    bank: ImageBank,
+    study: Study,
+    options: LastLayerOptions,
+    stage: Stage,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All views of the bank: logits of ``first``, (N, classes), log-probabilities of the experts
+    together, (N, classes), and features of ``first``, (N, D)."""
+    model = copy.deepcopy(first.model).eval()
+    layer = last_layer(model, study.image, len(study.classes))
+    features: list[torch.Tensor] = []
+    own, taught = [], []
+    quick = experts.folded()
+    with layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])):
+        for view in range(options.views):
+            for part in range(0, len(bank), options.batch_size):
+                images = bank.images[part : part + options.batch_size].float()
+                x = augment(images, options.augment, stage.generator("view", view, part))
+                with torch.no_grad():
+                    x = stage.fabric.to_device(x)
+                    own.append(model(x))
+                    taught.append(quick(x))
+    return torch.cat(own), torch.cat(taught), torch.cat(features)
+
+
+def competence(experts: Ensemble, first: Client, classes: int) -> torch.Tensor:
+    """a_c, (classes,): images of class c at the site of ``first``, as a share of what the site
+    with most of it has; 1 where no site has any, or where one keeps its class counts."""
+    counts = [client.class_counts for client in experts.clients]
+    if first.class_counts is None or None in counts:
+        return torch.ones(classes)
+    most = torch.tensor(counts, dtype=torch.float32).amax(0)
+    return torch.where(most > 0, torch.tensor(first.class_counts) / most.clamp_min(1), 1.0)
