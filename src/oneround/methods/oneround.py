@@ -1,8 +1,8 @@
 """A client model corrected for its class mix learns from the others what its site lacks.
 
 Ours, of parts that are known: prior correction (Saerens et al., *Neural Computation* 2002; Menon et
-al., ICLR 2021), model inversion (Yin et al., CVPR 2020), distillation (Hinton et al., 2015) and a last
-layer that is trained anew on fixed features (Kirichenko et al., ICLR 2023). It rests on three
+al., ICLR 2021), model inversion (Yin et al., CVPR 2020), distillation (Hinton et al., 2015) and a
+last layer that is trained anew on fixed features (Kirichenko et al., ICLR 2023). It rests on three
 observations, measured in docs/research-log.md:
 
 1. A site's class mix is in its model. Taking it out costs nothing (the bias of the last layer) and
