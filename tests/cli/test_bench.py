@@ -85,7 +85,7 @@ def test_the_smoke_benchmark_runs(tmp_path: Path) -> None:
     assert {row.method for row in rows} == without_public_images
     assert len({row.clients for row in rows}) == 1, "the same for all methods"
     limited = [row.flops for row in rows if row.comparison == "equal FLOPs"]
-    assert len(limited) == 6
+    assert len(limited) == 7
     assert max(limited) < 1.1 * min(limited)
     assert "kang2025" in (tmp_path / "out/report.md").read_text()
 
