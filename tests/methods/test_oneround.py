@@ -15,7 +15,7 @@ from oneround import methods
 from oneround.ensemble import Client, Ensemble, prior_corrected
 from oneround.errors import OneRoundError
 from oneround.methods import GlobalModel
-from oneround.methods.oneround import competence, lessons, teach_last_layer
+from oneround.methods.oneround import knowledge, lessons, teach_last_layer
 from oneround.models import last_layer
 from oneround.run import Run
 from oneround.stage import Stage
@@ -110,7 +110,7 @@ def test_the_student_ends_where_the_loss_is_least() -> None:
         part.double().numpy()
         for part in lessons(ensemble, first, bank, STUDY, layer_options, Stage("distillation"))
     )
-    share = np.array([1, 1, 0])  # of the classes: 90 of at most 90, 60 of 60, 0 of 80
+    stay = 0.1 * np.array([90 / 100, 60 / 70, 0]) + 0.05  # 90, 60 and no images
     soft = np.exp(taught / 4)
     soft /= soft.sum(1, keepdims=True)
 
@@ -119,7 +119,7 @@ def test_the_student_ends_where_the_loss_is_least() -> None:
         log_q = logits / 4 - np.log(np.exp(logits / 4).sum(1, keepdims=True))
         divergence = (soft * (np.log(soft) - log_q)).sum(1).mean()
         change = ((logits - own) ** 2).mean(0)
-        return float(16 * divergence + 0.1 * (share * change).sum())
+        return float(16 * divergence + (stay * change).sum())
 
     found = np.concatenate(
         [taught_layer.weight.double().numpy().ravel(), taught_layer.bias.double().numpy()]
@@ -132,22 +132,25 @@ def test_the_student_ends_where_the_loss_is_least() -> None:
     assert least < loss(found) < least + 0.02 * (loss(start) - least)
 
 
-def test_competence() -> None:
-    ensemble = members((90, 5, 0), (30, 10, 0))
-    assert competence(ensemble, ensemble.clients[0], 3).tolist() == [1, 0.5, 1]
-    secret = members((90, 5, 0), None)
-    assert competence(secret, secret.clients[0], 3).tolist() == [1, 1, 1]
+def test_knowledge() -> None:
+    open_site, secretive_site = members((90, 10, 0), None).clients
+    assert knowledge(open_site, 3).tolist() == pytest.approx([0.9, 0.5, 0])
+    assert knowledge(secretive_site, 3).tolist() == [1, 1, 1]
 
 
 def test_what_the_own_site_knows_best_stays(tmp_path: Path) -> None:
-    """Of a site that has most of every class the corrected client model is the global model."""
+    """Where the start knows every class the corrected client model is the global model."""
     ensemble = members((90, 60, 50), (5, 5, 5))
     corrected = prior_corrected(ensemble, STUDY).clients[0].model
     x = torch.randn(8, *IMAGE.shape, generator=seeded())
     change = []
     for trust in (0, 1000):
         with Run(tmp_path / str(trust), {}) as run:
-            result = made(run, [f"last_layer.trust={trust}", "last_layer.steps=400"], ensemble)
+            result = made(
+                run,
+                [f"last_layer.trust={trust}", "last_layer.caution=0", "last_layer.steps=400"],
+                ensemble,
+            )
         change.append((result.model(x) - corrected(x)).abs().max().item())
     assert change[1] < 0.1 < 1 < change[0]
 

@@ -16,12 +16,12 @@ So, with experts f_k (the corrected client models) and their class-count-weighte
 
     start:      f_0, the expert of the site with the most of every class
     images:     model inversion of the experts in turn, few images and few steps
-    last layer: min_W E[ T²·KL(p(x) ‖ softmax(W·h(x))) + ρ Σ_c a_c·(W·h(x) − f_0(x))_c² ]
+    last layer: min_W E[ T²·KL(p(x) ‖ softmax(W·h(x))) + Σ_c s_c·(W·h(x) − f_0(x))_c² ]
 
-with h the features of f_0, which stay as real images made them, and a_c = n_0c / max_k n_kc: what
-its site has of class c, as a share of what the best has. Where it is best (a_c = 1) the student
-keeps its answers; where it lacks a class (a_c = 0) it takes those of the others. Where sites keep
-their class counts their models are taken as they are, and the student stays close to its start.
+with h the features of f_0, which stay as real images made them, and s_c = ρ·n_0c/(n_0c + 10) + ε:
+of a class that its site knows the student keeps its answers; one that it has not seen it learns
+from the others, with caution. Where sites keep their class counts their models are taken as they
+are, and the student stays close to its start.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class LastLayerOptions(Strict):
         learning_rate: at the start; it falls along a cosine.
         temperature: T.
         trust: ρ, in what the site of the start knows itself.
+        caution: ε, against the others where it knows nothing.
         augment: random changes.
         checkpoint_every: steps between checkpoints.
     """
@@ -70,6 +71,7 @@ class LastLayerOptions(Strict):
     learning_rate: float = Field(default=0.01, gt=0)
     temperature: float = Field(default=4.0, gt=0)
     trust: float = Field(default=10.0, ge=0)
+    caution: float = Field(default=0.05, ge=0)
     augment: tuple[Augmentation, ...] = ("flip", "shift", "rotate", "intensity")
     checkpoint_every: int = Field(default=100, ge=1)
 
@@ -134,7 +136,7 @@ def teach_last_layer(
     with loop.meter.paused() if loop.done else loop.meter.step("lessons"):
         own, taught, features = lessons(experts, first, bank, study, options, stage)
     soft = (taught / options.temperature).softmax(1)
-    trust = options.trust * competence(experts, first, len(study.classes)).to(own.device)
+    stay = options.trust * knowledge(first, len(study.classes)).to(own.device) + options.caution
     for step in loop:
         rate = learning_rate("cosine", options.learning_rate, loop.position, loop.steps)
         for group in optimizer.param_groups:
@@ -147,7 +149,7 @@ def teach_last_layer(
             log_q = (logits / options.temperature).log_softmax(1)
             divergence = nn.functional.kl_div(log_q, soft[chosen], reduction="batchmean")
             change = (logits - own[chosen]).square().mean(0)
-            loss = options.temperature**2 * divergence + (trust * change).sum()
+            loss = options.temperature**2 * divergence + (stay * change).sum()
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
@@ -187,11 +189,10 @@ def lessons(
     return torch.cat(own), torch.cat(taught), torch.cat(features)
 
 
-def competence(experts: Ensemble, first: Client, classes: int) -> torch.Tensor:
-    """a_c, (classes,): images of class c at the site of ``first``, as a share of what the site
-    with most of it has; 1 where no site has any, or where one keeps its class counts."""
-    counts = [client.class_counts for client in experts.clients]
-    if first.class_counts is None or None in counts:
+def knowledge(client: Client, classes: int) -> torch.Tensor:
+    """n_c / (n_c + 10), (classes,), of the images n_c that its site has of each class; 1 where it
+    keeps its class counts."""
+    if client.class_counts is None:
         return torch.ones(classes)
-    most = torch.tensor(counts, dtype=torch.float32).amax(0)
-    return torch.where(most > 0, torch.tensor(first.class_counts) / most.clamp_min(1), 1.0)
+    counts = torch.tensor(client.class_counts, dtype=torch.float32)
+    return counts / (counts + 10)
