@@ -7,10 +7,10 @@ observations, measured in docs/research-log.md:
 
 1. A site's class mix is in its model. Taking it out costs nothing (the bias of the last layer) and
    makes single models and ensemble better: :func:`oneround.ensemble.prior_corrected`.
-2. The client model of the site that has seen most of every class is better than what a student
-   can learn from synthesized images with little work, in all classes that its site knows.
-3. What its site lacks is in the features already, as far as a network of this size has it: the last
-   layer alone, taught on few synthesized images, learns more than the whole network does.
+2. With little work, a student that learns from synthesized images in all its layers loses more than
+   it gains against the client model of the site that has seen most of every class, on most data.
+3. Classes that this site lacks are in its features already, to a degree: the last layer alone,
+   taught on few synthesized images, learns as much of them as the whole network, and risks less.
 
 So, with experts f_k (the corrected client models) and their class-count-weighted mixture p:
 
