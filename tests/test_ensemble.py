@@ -43,7 +43,7 @@ def combined_by_hand(
             result[b] = softmax(mean)
             continue
         for k in range(sites):
-            share = weights[k] if rule == "class-counts" else 1 / sites
+            share = 1 / sites if rule == "probabilities" else weights[k]
             result[b] += votes[k] * share * softmax(logits[k, b])
         result[b] /= result[b].sum()
     return result
@@ -96,7 +96,10 @@ def test_forward_combines_the_outputs_of_the_client_models() -> None:
         for rule in RULES:
             found = Ensemble(members, rule)(x)
             weights = Ensemble(members, rule).weights.double().numpy()
-            expected = combined_by_hand(rule, logits, weights)
+            counts = np.array([client.class_counts for client in members]) + 1
+            priors = counts / counts.sum(1, keepdims=True)
+            corrected = logits - np.log(priors)[:, None] if rule == "prior-corrected" else logits
+            expected = combined_by_hand(rule, corrected, weights)
             assert np.allclose(found.exp().numpy(), expected, atol=1e-5)
 
 
@@ -238,6 +241,16 @@ def test_prior_correction_divides_by_the_class_mix() -> None:
     assert after.rule == before.rule
     assert after.clients[3].model is not before.clients[3].model
     assert equal(after.clients[3].model, before.clients[3].model)
+
+
+def test_corrected_models_and_the_corrected_rule_are_one() -> None:
+    before = Ensemble(clients(3), "prior-corrected")
+    after = prior_corrected(before, STUDY)
+    x = IMAGE.normalize(images(5).pixels())
+    assert after.rule == "class-counts", "nothing is taken out twice"
+    assert torch.allclose(after(x), before(x), atol=1e-6)
+    asked = before.forward(x, (0, 2)), after.forward(x, (0, 2))
+    assert torch.allclose(*asked, atol=1e-6)
 
 
 def test_a_corrected_site_does_not_vote_against_what_it_has_not_seen() -> None:

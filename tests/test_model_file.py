@@ -52,12 +52,12 @@ def test_an_ensemble_comes_back(tmp_path: Path, rule: Any) -> None:
     assert torch.equal(loaded(X), ensemble(X))
 
 
-def test_an_ensemble_without_votes_comes_back(tmp_path: Path) -> None:
-    """Version 0.1.0 wrote none."""
+def test_an_ensemble_without_votes_and_priors_comes_back(tmp_path: Path) -> None:
+    """Version 0.1.0 wrote neither."""
     ensemble = Ensemble(clients(2))
     save_model(tmp_path, ensemble, (RESNET, RESNET), STUDY, "ensemble")
     weights = load_file(tmp_path / "global.safetensors")
-    del weights["votes"]
+    del weights["votes"], weights["log_priors"]
     content = save(weights)
     (tmp_path / "global.safetensors").write_bytes(content)
     edit(tmp_path, weights_sha256=hashlib.sha256(content).hexdigest())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from oneround.ensemble import Ensemble
+from oneround.ensemble import Ensemble, prior_corrected
 from oneround.errors import OneRoundError
 from oneround.loop import Loop
 from oneround.model_file import save_model
@@ -79,6 +79,13 @@ def test_new_student_from_the_site_with_the_most_of_every_class() -> None:
     assert chosen((900, 90, 90), (30, 30, 30)) == "site-0", "size counts"
     assert chosen((90, 0, 0), None) == "site-1", "kept counts are taken as equal"
     assert chosen((60, 40, 40), None) == "site-0"
+
+
+def test_new_student_without_the_class_mix_of_its_site() -> None:
+    members = clients(3)
+    student, _ = new_student(Ensemble(members), STUDY, options(start="corrected"), Stage("x"))
+    assert equal(student, prior_corrected(Ensemble(members), STUDY).clients[2].model)
+    assert not equal(student, members[2].model)
 
 
 def test_new_student_from_the_largest_site() -> None:

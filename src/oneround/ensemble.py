@@ -25,9 +25,9 @@ from oneround.noise import StructureNoise
 from oneround.stage import Stage
 from oneround.study import ArchitectureSpec, Strict, Study
 
-Rule = Literal["auto", "logits", "probabilities", "class-counts"]
+Rule = Literal["auto", "logits", "probabilities", "class-counts", "prior-corrected"]
 """How client outputs become one; ``auto``: ``class-counts`` where all sites share theirs,
-else ``probabilities``."""
+else ``probabilities``. ``prior-corrected`` is ``class-counts`` after :func:`prior_corrected`."""
 
 
 def mean_of_logits(
@@ -63,6 +63,7 @@ RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tens
     "logits": mean_of_logits,
     "probabilities": mean_of_probabilities,
     "class-counts": class_count_weighted,
+    "prior-corrected": class_count_weighted,  # of corrected logits, see Ensemble.combine
 }
 """Each maps client logits (K, B, classes), weights (K, classes) and votes v (K,) to
 log-probabilities (B, classes). The rule is applied at temperature 1 and softened afterwards:
@@ -97,13 +98,16 @@ class Ensemble(nn.Module):
 
     Attributes:
         weights: share of each client in every class, (K, classes), by class counts.
+        log_priors: log π_kc, the class mix of each site, (K, classes), with one image added to
+            every class; equal where a site keeps its class counts.
         votes: how much each client counts, (K,), at least 0; 1 unless a method learns them.
 
     Raises:
-        OneRoundError: rule ``class-counts``, and a site keeps its class counts.
+        OneRoundError: a rule that needs class counts, and a site keeps its own.
     """
 
     weights: torch.Tensor
+    log_priors: torch.Tensor
     votes: torch.Tensor
 
     def __init__(self, clients: Sequence[Client], rule: Rule = "auto") -> None:
@@ -111,9 +115,9 @@ class Ensemble(nn.Module):
         secret = [client.site for client in clients if client.class_counts is None]
         if rule == "auto":
             rule = "probabilities" if secret else "class-counts"
-        if rule == "class-counts" and secret:
+        if rule in ("class-counts", "prior-corrected") and secret:
             raise OneRoundError(
-                f"the rule class-counts needs the class counts of {', '.join(secret)}.",
+                f"the rule {rule} needs the class counts of {', '.join(secret)}.",
                 remedy="Use the rule `probabilities`, or ask the sites to share their counts.",
             )
         self.clients = tuple(clients)
@@ -122,7 +126,9 @@ class Ensemble(nn.Module):
         self.models.requires_grad_(False)
         for model in self.models:
             to_fast_layout(model)
-        self.register_buffer("weights", _weights([client.class_counts for client in clients]))
+        class_counts = [client.class_counts for client in clients]
+        self.register_buffer("weights", _weights(class_counts))
+        self.register_buffer("log_priors", _log_priors(class_counts))
         self.register_buffer("votes", torch.ones(len(clients)))
 
     def with_rule(self, rule: Rule) -> Ensemble:
@@ -150,11 +156,19 @@ class Ensemble(nn.Module):
         """
         return self.combine(self.client_logits(x, asked).float(), asked)
 
-    def combine(self, logits: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
-        """Log-probabilities, (B, classes), from the outputs of the client models."""
-        if asked is None:
-            return RULES[self.rule](logits, self.weights, self.votes)
-        return RULES[self.rule](logits, self.weights[list(asked)], self.votes[list(asked)])
+    def combine(
+        self,
+        logits: torch.Tensor,
+        asked: Sequence[int] | None = None,
+        votes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Log-probabilities, (B, classes), from the outputs of the client models; with ``votes``
+        (K,) in place of its own."""
+        chosen = slice(None) if asked is None else list(asked)
+        votes = self.votes if votes is None else votes
+        if self.rule == "prior-corrected":
+            logits = logits - self.log_priors[chosen].unsqueeze(1)
+        return RULES[self.rule](logits, self.weights[chosen], votes[chosen])
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[int, ...] | None:
         """``count`` different clients at random; ``None``, which is all of them, for 0."""
@@ -172,20 +186,20 @@ def prior_corrected(ensemble: Ensemble, study: Study) -> Ensemble:
     Computation* 2002; Menon et al., ICLR 2021). Two things change: a frequent class is not
     preferred, and a site that has hardly seen a class no longer votes against it. One image is
     added to every class, for those that a site has none of. Where a site keeps its class counts,
-    its model stays as it is.
+    its model stays as it is. The rule ``prior-corrected`` becomes ``class-counts``.
 
     Raises:
         OneRoundError: a client model does not end with a fully connected layer.
     """
     clients = []
-    for client in ensemble.clients:
+    for client, log_prior in zip(ensemble.clients, ensemble.log_priors, strict=True):
         model = copy.deepcopy(client.model)
         if client.class_counts is not None:
-            counts = torch.tensor(client.class_counts, dtype=torch.float32) + 1
-            layer = last_layer(model, study.image, len(counts))
-            layer.bias.data -= (counts / counts.sum()).log().to(layer.bias.device)
+            layer = last_layer(model, study.image, len(log_prior))
+            layer.bias.data -= log_prior.to(layer.bias.device)
         clients.append(replace(client, model=model))
-    return Ensemble(clients, ensemble.rule).to(ensemble.weights.device)
+    rule: Rule = "class-counts" if ensemble.rule == "prior-corrected" else ensemble.rule
+    return Ensemble(clients, rule).to(ensemble.weights.device)
 
 
 def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:
@@ -194,6 +208,15 @@ def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:
         return torch.full((len(class_counts), 1), 1 / len(class_counts))
     counts = torch.tensor(class_counts, dtype=torch.float32)
     return torch.where(counts.sum(0) > 0, counts / counts.sum(0).clamp_min(1), 1 / len(counts))
+
+
+def _log_priors(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:
+    """log((n_kc + 1) / Σ_c (n_kc + 1)); 0 where a site does not say."""
+    classes = max((len(counts) for counts in class_counts if counts), default=1)
+    known = [counts or (0,) * classes for counts in class_counts]
+    shares = torch.tensor(known, dtype=torch.float32) + 1
+    secret = torch.tensor([counts is None for counts in class_counts]).unsqueeze(1)
+    return (shares / shares.sum(1, keepdim=True)).log().masked_fill(secret, 0.0)
 
 
 class AdaptationOptions(Strict):

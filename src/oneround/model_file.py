@@ -155,7 +155,9 @@ def _restore(config: ModelConfig, content: bytes, path: Path) -> nn.Module:
         weights = load(content)
         if isinstance(model, Ensemble):
             model.weights = torch.zeros_like(weights["weights"])
-            weights.setdefault("votes", model.votes)  # files of version 0.1.0 have none
+            weights.setdefault("votes", model.votes)  # files of version 0.1.0 have neither
+            weights.setdefault("log_priors", torch.zeros_like(model.weights))
+            model.log_priors = torch.zeros_like(weights["log_priors"])
         model.load_state_dict(weights)
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise OneRoundError(

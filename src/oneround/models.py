@@ -84,7 +84,7 @@ def last_layer(model: nn.Module, image: ImageSpec, classes: int) -> nn.Linear:
                 return layer
     raise OneRoundError(
         "the network does not end with a fully connected layer that has a bias.",
-        remedy="Give it one, or leave the client models as they are (prior_correction=false).",
+        remedy="Give it one, or use a method that leaves the client models as they are.",
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from oneround import models
-from oneround.ensemble import Client, Ensemble, average
+from oneround.ensemble import Client, Ensemble, average, prior_corrected
 from oneround.errors import OneRoundError
 from oneround.loop import Loop, Stateful
 from oneround.model_file import load_model
@@ -35,8 +35,9 @@ class StudentOptions(Strict):
         student: its architecture; by default that of the client model that ``start`` names.
         start: ``auto``: among the client models of the student's architecture the one with the
             most images in every class (the largest geometric mean of its class counts, taken as
-            equal where they are kept), from scratch if there is none; ``scratch``; ``average``:
-            the client models averaged; or a model file.
+            equal where they are kept), from scratch if there is none; ``corrected``: the same with
+            the class mix of its site taken out; ``scratch``; ``average``: the client models
+            averaged; or a model file.
     """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -57,7 +58,8 @@ def new_student(
     Raises:
         OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
-    broadest = broadest_client(ensemble, study, options.student)
+    clients = prior_corrected(ensemble, study) if options.start == "corrected" else ensemble
+    broadest = broadest_client(clients, study, options.student)
     architecture = broadest.architecture if broadest else options.student
     assert architecture, "without a student's architecture every client model may be the start"
     if options.start == "average":
@@ -68,9 +70,9 @@ def new_student(
                 remedy="Leave out distillation.student, or set distillation.start=scratch.",
             )
         student.requires_grad_(True)
-    elif options.start not in ("auto", "scratch"):
+    elif options.start not in ("auto", "corrected", "scratch"):
         student = _from_file(options.start, study, architecture)
-    elif options.start == "auto" and broadest:
+    elif options.start != "scratch" and broadest:
         student = copy.deepcopy(broadest.model).requires_grad_(True)
     else:
         seed = derived_seed(stage.seed, "student")

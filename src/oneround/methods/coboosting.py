@@ -37,7 +37,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from oneround.ensemble import RULES, Ensemble, Rule
+from oneround.ensemble import Ensemble, Rule
 from oneround.loop import Loop
 from oneround.methods import GlobalModel
 from oneround.run import Run
@@ -165,7 +165,7 @@ class Votes(nn.Module):
         with torch.no_grad():
             logits = teacher.client_logits(x).float()
         votes = self.value.clone().requires_grad_()
-        log_p = RULES[teacher.rule](logits, teacher.weights, votes)
+        log_p = teacher.combine(logits, votes=votes)
         torch.autograd.backward(nn.functional.nll_loss(log_p, targets))
         assert votes.grad is not None
         self.value.sub_(step * votes.grad.sign()).clamp_(1e-3, 1)

@@ -117,7 +117,8 @@ def extend(
     change: dict[str, Any] = {"steps": max(1, round(distillation.steps * max(share, LEAST_STEPS)))}
     brings_a_class = ensemble.weights[late].sum(0).max() > MOST
     first = broadest_client(ensemble, study, distillation.student)
-    late_is_first = distillation.start == "auto" and first is not None and first.site in added
+    from_a_client = distillation.start in ("auto", "corrected")
+    late_is_first = from_a_client and first is not None and first.site in added
     if not (brings_a_class and late_is_first):
         [architecture] = model_config(earlier).architectures
         change |= {"start": str(earlier / WEIGHTS), "student": architecture}

@@ -108,7 +108,7 @@ def extend(
 
 def oneround(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
     """The method; every stage resumes where it was."""
-    experts = prior_corrected(ensemble, study).with_rule(options.rule)
+    experts = prior_corrected(ensemble.with_rule(options.rule), study)
     first = broadest_client(experts, study)
     assert first, "there is a client model"
     synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
