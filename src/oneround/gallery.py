@@ -20,19 +20,18 @@ def write_gallery(
     folder: Path,
     image: ImageSpec,
     bank: ImageBank,
-    noise: StructureNoise,
-    samples: Samples,
+    noise: StructureNoise | None = None,
+    samples: Samples | None = None,
     per_kind: int = 8,
 ) -> None:
-    """Write ``gallery.safetensors``: some bank images, structure noise and mixtures of the two.
+    """Write ``gallery.safetensors``: some bank images and, where a method has them, structure
+    noise and mixtures of the two.
 
     Tensors ``bank``, ``noise`` and ``mixed`` are (N, C, H, W) ``uint8``; ``bank_targets`` and
     ``noise_families`` (N,) ``int64``; ``mixed_lambda`` (N,) ``float32``. The metadata entry
     ``about`` is JSON: ``noise_families``, their names, and ``mix``, what the student's samples
     are mixed with (``distillation.mix``): noise is shown, too, where it is not used.
     """
-    generator = torch.Generator().manual_seed(0)
-    mix = samples.options.mix
     finished = bank.finished()
     chosen = torch.cat(
         [
@@ -44,22 +43,30 @@ def write_gallery(
         "bank": _pixels(image, finished.images[chosen].float()),
         "bank_targets": finished.targets[chosen],
     }
-    families = noise.options.families
-    family = torch.arange(len(families)).repeat_interleave(per_kind)
+    about: dict[str, object] = {"mix": "none"}
+    if noise is not None and samples is not None:
+        about = {"noise_families": list(noise.options.families), "mix": samples.options.mix}
+        tensors |= _noise(image, bank, noise, samples, per_kind)
+    metadata = {"about": json.dumps(about)}  # one entry: the order of several is not fixed
+    write_atomic(folder / "gallery.safetensors", save(tensors, metadata))
+
+
+def _noise(
+    image: ImageSpec, bank: ImageBank, noise: StructureNoise, samples: Samples, per_kind: int
+) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    family = torch.arange(len(noise.options.families)).repeat_interleave(per_kind)
     if samples.options.mix != "noise":  # show what could have been, and say so
         options = samples.options.model_copy(update={"mix": "noise", "noise_pool": 64})
         samples = Samples(bank, noise, options, Stage("gallery"))
     mixed, weight = samples.draw(2 * per_kind, generator)
     order = weight.argsort(descending=True)
-    tensors |= {
+    return {
         "noise": _pixels(image, noise.sample_of(family, generator)),
         "noise_families": family,
         "mixed": _pixels(image, mixed[order]),
         "mixed_lambda": weight[order],
     }
-    about = {"noise_families": list(families), "mix": mix}
-    metadata = {"about": json.dumps(about)}  # one entry: the order of several is not fixed
-    write_atomic(folder / "gallery.safetensors", save(tensors, metadata))
 
 
 def _pixels(image: ImageSpec, inputs: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from oneround.errors import OneRoundError
 from oneround.methods import GlobalModel
 from oneround.methods.oneround import knowledge, lessons, teach_last_layer
 from oneround.models import last_layer
+from oneround.report.pictures import read_gallery
 from oneround.run import Run
 from oneround.stage import Stage
 from oneround.synthesis import ImageBank
@@ -60,6 +61,9 @@ def test_only_the_last_layer_of_the_broadest_client_learns(tmp_path: Path) -> No
         assert all(torch.equal(now[name], tensor) for name, tensor in state.items())
     assert set(run.costs()) == {"synthesis", "distillation"}
     assert all(cost.flops > 0 for cost in run.costs().values())
+    gallery = read_gallery(tmp_path / "gallery.safetensors", STUDY.classes)
+    assert gallery is not None
+    assert (bool(gallery.bank), bool(gallery.noise)) == (True, False), "images for the report"
 
 
 def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from pydantic import Field
 from torch import nn
 
 from oneround.ensemble import Client, Ensemble, Rule, prior_corrected
+from oneround.gallery import write_gallery
 from oneround.loop import Loop, Stateful
 from oneround.methods import GlobalModel
 from oneround.models import last_layer
@@ -113,6 +114,8 @@ def oneround(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Gl
     assert first, "there is a client model"
     synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
     bank = synthesize(experts, study, options.inversion, synthesis, run.kept)
+    if run.leads:
+        write_gallery(run.path, study.image, bank)
     stage = run.stage("distillation")
     student = teach_last_layer(experts, first, bank, study, options.last_layer, stage)
     return GlobalModel(student, (first.architecture,))
