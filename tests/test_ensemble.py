@@ -124,9 +124,12 @@ def test_auto_depends_on_what_sites_tell() -> None:
     assert Ensemble(members).rule == "class-counts"
     members[1] = replace(members[1], class_counts=None)
     assert Ensemble(members).rule == "probabilities"
-    with pytest.raises(OneRoundError, match="needs the class counts of site-1") as caught:
-        Ensemble(members, "class-counts")
-    assert "probabilities" in caught.value.remedy
+    for rule in ("class-counts", "prior-corrected"):
+        with pytest.raises(
+            OneRoundError, match=f"{rule} needs the class counts of site-1"
+        ) as caught:
+            Ensemble(members, rule)
+        assert "probabilities" in caught.value.remedy
     assert Ensemble(members, "logits").rule == "logits"
 
 
