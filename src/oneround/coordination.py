@@ -61,8 +61,8 @@ def distill(
         submissions: one for each site, from :func:`oneround.submission.read_submissions`.
         out: RUN folder; gets ``global.safetensors``, ``config.json``, ``results.json``, the
             image bank, the configuration and a log.
-        method: name of a method, or a method of your own; ``kang2025``, or that of the run in
-            ``extends``, by default.
+        method: name of a method, or a method of your own; by default that of the run in
+            ``extends``, or ``methods.DEFAULT``.
         options: of the method; its preset ``quick``, or those of that run, by default.
         seed: of synthesis, noise and distillation.
         flops: the method ends when it has spent so many; ``None``: its options alone decide.
@@ -96,7 +96,7 @@ def distill(
     change = succession(before, submissions, without) if before else FULL
     if isinstance(method, str):
         method = methods.get(method)
-    method = method or (before.method if before else methods.get("kang2025"))
+    method = method or (before.method if before else methods.get())
     options = options or (before.options() if before else method.resolve())
     if change.how == "withdrawal":
         require_fresh_start(options)

@@ -130,7 +130,7 @@ def _chosen(
     if extend and not (method or preset):
         before = Predecessor.read(extend)
         return before.method, before.options(changes)
-    chosen = methods.get(method or "kang2025")
+    chosen = methods.get(method or methods.DEFAULT)
     return chosen, chosen.resolve(preset or "quick", changes)
 
 

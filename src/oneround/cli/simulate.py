@@ -47,7 +47,9 @@ def simulate(
     size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
     architecture: Architectures = None,
     local_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at each site.")] = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(methods.names())}.")] = "kang2025",
+    method: Annotated[
+        str, typer.Option(help=f"One of {', '.join(methods.names())}.")
+    ] = methods.DEFAULT,
     preset_name: Annotated[str, typer.Option("--preset", help="quick or paper.")] = "quick",
     changes: Set = None,
     flops: Flops = None,

@@ -64,7 +64,7 @@ class Settings(Strict):
     inbox: Path
     out: Path
     identity: OptionalPath = None
-    method: str = "kang2025"
+    method: str = methods.DEFAULT
     preset: str = "quick"
     options: str = ""
     extend: OptionalPath = None

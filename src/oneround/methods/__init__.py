@@ -31,6 +31,9 @@ from oneround.errors import OneRoundError
 from oneround.run import Run
 from oneround.study import ArchitectureSpec, Strict, Study, merged, parse_assignment
 
+DEFAULT = "kang2025"
+"""The method of every command and function where none is named."""
+
 
 @dataclass(frozen=True)
 class GlobalModel:
@@ -100,7 +103,7 @@ def names() -> list[str]:
     return sorted({*own, *(point.name for point in entry_points(group="oneround.methods"))})
 
 
-def get(name: str) -> Method:
+def get(name: str = DEFAULT) -> Method:
     """The method called ``name``.
 
     Raises:
