@@ -246,11 +246,11 @@ def test_trains_a_given_network_on() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 7, 8])
-def test_steps_of_an_epoch_are_its_batches(size: int) -> None:
-    spec = TRAINING.model_copy(update={"batch_size": size})
+def test_steps_are_the_batches_of_all_epochs(size: int) -> None:
+    spec = TRAINING.model_copy(update={"batch_size": size, "epochs": 3})
     for count in range(1, 30):
-        expected = len(list(batches(count, size, seeded())))
-        assert training._steps(count, spec) == expected, count
+        expected = 3 * len(list(batches(count, size, seeded())))
+        assert training.training_steps(count, spec) == expected, count
 
 
 def test_schedules() -> None:

@@ -91,7 +91,7 @@ def train_client(
     network = model or models.build(architecture, study.image, len(study.classes), start)
     models.require_fit(network, study.image, len(study.classes))
     models.to_fast_layout(network)
-    optimizer, schedule = _optimizer(network, spec, spec.epochs * _steps(len(train), spec))
+    optimizer, schedule = _optimizer(network, spec, training_steps(len(train), spec))
     wrapped, optimizer = stage.fabric.setup(network, optimizer)
     best: dict[str, Any] = {"loss": float("inf"), "epoch": 0, "model": {}}
     identity = f"{study.hash} {architecture} {seed} {train.class_counts().tolist()}"
@@ -311,10 +311,10 @@ def _splits(
     return train.subset(order[held_out:].sort()[0]), train.subset(order[:held_out].sort()[0])
 
 
-def _steps(images: int, spec: TrainingSpec) -> int:
-    """Steps of one epoch, as :func:`oneround.data.batches` makes them."""
+def training_steps(images: int, spec: TrainingSpec) -> int:
+    """Optimization steps in all epochs; of one, those of :func:`oneround.data.batches`."""
     full, rest = divmod(images, spec.batch_size)
-    return max(1, full + (rest > 1))
+    return spec.epochs * max(1, full + (rest > 1))
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

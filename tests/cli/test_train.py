@@ -63,6 +63,15 @@ def test_a_site_without_images_of_one_class(
     assert "no image of    red (that is allowed)" in outcome.out
 
 
+def test_too_few_steps_are_said(
+    call: Call, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", workplace.study, "--data", workplace.data, "--site", "north", "--out"]
+    assert "few steps" in call(*command, tmp_path / "few.oneround").out
+    monkeypatch.setattr(train, "FEW_STEPS", 1)
+    assert "few steps" not in call(*command, tmp_path / "enough.oneround").out
+
+
 def test_unreadable_images_are_named(call: Call, workplace: Workplace, tmp_path: Path) -> None:
     folder = tiny.write_folder(tmp_path / "images", tiny.images(20))
     (folder / "red" / "broken.png").write_bytes(b"no picture")
