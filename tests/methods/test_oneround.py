@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 
 from methods import distilling
 from oneround import methods
+from oneround.cost import Meter
 from oneround.ensemble import Client, Ensemble, prior_corrected
 from oneround.errors import OneRoundError
 from oneround.methods import GlobalModel
@@ -95,6 +96,31 @@ def test_flops_have_a_limit(tmp_path: Path) -> None:
         assert 0.4 * free < run.spent().flops < 0.6 * free
 
 
+def test_where_flops_are_few_the_bank_is_viewed_less_often_and_the_layer_learns_all_the_same(
+    tmp_path: Path,
+) -> None:
+    changes = ["last_layer.views=50", "synthesis_share=0.5", "inversion.steps=1"]
+    start = prior_corrected(members(*SKEWED), STUDY).clients[0].model.state_dict()["fc.weight"]
+    with Run(tmp_path / "free", {}) as run:
+        made(run, changes)
+        limit = run.spent().flops / 2
+    with Run(tmp_path / "limited", {}, flops=limit) as run:
+        straight = made(run, changes).model
+        assert 0.7 * limit < run.spent().flops < limit
+
+    def stop(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "distillation" and done == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted), Run(tmp_path / "r", {}, flops=limit, progress=stop) as run:
+        made(run, changes)
+    with Run(tmp_path / "r", {}, flops=limit, resume=True) as run:
+        assert equal(made(run, changes).model, straight)
+    assert not torch.equal(straight.state_dict()["fc.weight"], start)
+    with Run(tmp_path / "least", {}, flops=1) as run:
+        made(run, changes)  # one view, even if it is too dear
+
+
 def test_the_student_ends_where_the_loss_is_least() -> None:
     """The problem is convex; scipy's minimum of it, written down anew, is the reference."""
     ensemble = prior_corrected(members(*SKEWED), STUDY)
@@ -112,7 +138,9 @@ def test_the_student_ends_where_the_loss_is_least() -> None:
     taught_layer = last_layer(student, IMAGE, 3)
     own, taught, features = (
         part.double().numpy()
-        for part in lessons(ensemble, first, bank, STUDY, layer_options, Stage("distillation"))
+        for part in lessons(
+            ensemble, first, bank, STUDY, layer_options, Stage("distillation"), Meter()
+        )
     )
     stay = 0.1 * np.array([90 / 100, 60 / 70, 0]) + 0.05  # 90, 60 and no images
     soft = np.exp(taught / 4)

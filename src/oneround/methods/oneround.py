@@ -28,12 +28,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from oneround.cost import Meter
 from oneround.ensemble import Client, Ensemble, Rule, prior_corrected
 from oneround.gallery import write_gallery
 from oneround.loop import Loop, Stateful
@@ -51,11 +53,14 @@ NEEDS = (
 )
 
 
+LESSONS = 0.9  #: share of the FLOPs of distillation that views may cost; steps cost next to nothing
+
+
 class LastLayerOptions(Strict):
     """How the last layer is distilled.
 
     Attributes:
-        views: of each bank image, which are random changes of it.
+        views: of each bank image, which are random changes of it; fewer where FLOPs are limited.
         steps: optimization steps of Adam, each on ``batch_size`` views.
         batch_size: views in each.
         learning_rate: at the start; it falls along a cosine.
@@ -136,12 +141,13 @@ def teach_last_layer(
     optimizer = torch.optim.Adam(layer.parameters(), lr=options.learning_rate)
     parts: dict[str, Stateful] = {"layer": layer, "optimizer": optimizer}
     loop = Loop(stage, options.steps, parts, keep_every=options.checkpoint_every)
-    with loop.meter.paused() if loop.done else loop.meter.step("lessons"):
-        own, taught, features = lessons(experts, first, bank, study, options, stage)
+    with loop.meter.paused() if loop.done else nullcontext():
+        meter = Meter() if loop.done else loop.meter  # a run that goes on has paid already
+        own, taught, features = lessons(experts, first, bank, study, options, stage, meter)
     soft = (taught / options.temperature).softmax(1)
     stay = options.trust * knowledge(first, len(study.classes)).to(own.device) + options.caution
     for step in loop:
-        rate = learning_rate("cosine", options.learning_rate, loop.position, loop.steps)
+        rate = learning_rate("cosine", options.learning_rate, loop.done, loop.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         size = min(options.batch_size, len(features))
@@ -172,23 +178,29 @@ def lessons(
     study: Study,
     options: LastLayerOptions,
     stage: Stage,
+    meter: Meter,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """All views of the bank: logits of ``first``, (N, classes), log-probabilities of the experts
-    together, (N, classes), and features of ``first``, (N, D)."""
+    """Views of the bank, as many as the FLOPs of the stage pay for, at least one: logits of
+    ``first``, (N, classes), log-probabilities of the experts together, (N, classes), and features
+    of ``first``, (N, D)."""
     model = copy.deepcopy(first.model).eval()
     layer = last_layer(model, study.image, len(study.classes))
     features: list[torch.Tensor] = []
     own, taught = [], []
     quick = experts.folded()
+    most = LESSONS * stage.flops / stage.fabric.world_size
     with layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])):
         for view in range(options.views):
-            for part in range(0, len(bank), options.batch_size):
-                images = bank.images[part : part + options.batch_size].float()
-                x = augment(images, options.augment, stage.generator("view", view, part))
-                with torch.no_grad():
-                    x = stage.fabric.to_device(x)
-                    own.append(model(x))
-                    taught.append(quick(x))
+            if view and meter.flops * (view + 1) / view > most:
+                break
+            with meter.step("view"):
+                for part in range(0, len(bank), options.batch_size):
+                    images = bank.images[part : part + options.batch_size].float()
+                    x = augment(images, options.augment, stage.generator("view", view, part))
+                    with torch.no_grad():
+                        x = stage.fabric.to_device(x)
+                        own.append(model(x))
+                        taught.append(quick(x))
     return torch.cat(own), torch.cat(taught), torch.cat(features)
 
 
