@@ -46,6 +46,7 @@ def bench(
     """
     require_scipy()
     content = Bench.read(file)
+    finished, failed = 1, dict[str, str]()
     if not page_only:
         command = ["oneround", "bench", str(file), *(["--data", str(data)] if data else [])]
         command += ["--out", str(folder)]
@@ -61,10 +62,11 @@ def bench(
                 progress=progress,
                 tell=lambda line: say(line, console=err),
             )
-    page = write_page(folder, content.title)
-    say(f"page: {page}")
-    if not page_only and outcome.failed:
-        say(f"{len(outcome.failed)} cell(s) failed; the same command tries them again:", "red", err)
-        for cell, reason in outcome.failed.items():
+        finished, failed = outcome.finished, outcome.failed
+    if finished:
+        say(f"page: {write_page(folder, content.title)}")
+    if failed:
+        say(f"{len(failed)} cell(s) failed; the same command tries them again:", "red", err)
+        for cell, reason in failed.items():
             say(f"  {cell}: {reason}", console=err)
         raise typer.Exit(1)
