@@ -27,6 +27,9 @@ OPTIONS = METHOD.resolve("quick", KANG2025)
 def test_ensemble_of_submissions(submissions: list[Submission]) -> None:
     ensemble = ensemble_of(submissions)
     assert [client.site for client in ensemble.clients] == ["site-0", "site-1"]
+    assert [client.loss for client in ensemble.clients] == [
+        submission.manifest.training.loss for submission in submissions
+    ]
     for mine, client in zip(ensemble.clients, tiny.clients(), strict=True):
         assert equal(mine.model, client.model)
         assert (mine.images, mine.class_counts) == (client.images, client.class_counts)

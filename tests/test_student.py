@@ -16,6 +16,7 @@ from oneround.stage import Stage
 from oneround.student import (
     Learner,
     StudentOptions,
+    broadest_client,
     distillation_loss,
     learning_rate,
     new_student,
@@ -79,6 +80,23 @@ def test_new_student_from_the_site_with_the_most_of_every_class() -> None:
     assert chosen((900, 90, 90), (30, 30, 30)) == "site-0", "size counts"
     assert chosen((90, 0, 0), None) == "site-1", "kept counts are taken as equal"
     assert chosen((60, 40, 40), None) == "site-0"
+
+
+def test_of_sites_that_are_as_broad_as_each_other_the_one_with_the_smallest_training_loss() -> None:
+    def chosen(*sites: tuple[int, float | None], near: float = 0.1) -> str:
+        members = [
+            dataclasses.replace(client, class_counts=(images,) * 3, loss=loss)
+            for client, (images, loss) in zip(clients(len(sites)), sites, strict=True)
+        ]
+        found = broadest_client(Ensemble(members), STUDY, near=near)
+        assert found
+        return found.site
+
+    assert chosen((100, 0.3), (99, 0.2), (98, 0.4)) == "site-1"
+    assert chosen((100, 0.3), (99, 0.2), (98, 0.4), near=0) == "site-0", "breadth alone"
+    assert chosen((100, 0.3), (80, 0.2)) == "site-0", "80 images are not nearly 100"
+    assert chosen((99, None), (100, None)) == "site-1", "losses that are not known"
+    assert chosen((100, 0.3), (99, None)) == "site-0"
 
 
 def test_new_student_without_the_class_mix_of_its_site() -> None:

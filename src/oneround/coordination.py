@@ -163,7 +163,7 @@ def ensemble_of(submissions: Sequence[Submission]) -> Ensemble:
     return Ensemble(
         [
             Client(s.manifest.site, s.model, s.manifest.architecture, s.manifest.images,
-                   s.manifest.class_counts)
+                   s.manifest.class_counts, s.manifest.training.loss)
             for s in submissions
         ]
     )  # fmt: skip

@@ -80,6 +80,7 @@ class Client:
         architecture: its name and arguments.
         images: number of training images.
         class_counts: training images of each class, or ``None`` if the site keeps them.
+        loss: training loss of these weights at the site, or ``None`` if it is not known.
     """
 
     site: str
@@ -87,6 +88,7 @@ class Client:
     architecture: ArchitectureSpec
     images: int
     class_counts: tuple[int, ...] | None = None
+    loss: float | None = None
 
 
 class Ensemble(nn.Module):
