@@ -82,21 +82,25 @@ def test_new_student_from_the_site_with_the_most_of_every_class() -> None:
     assert chosen((60, 40, 40), None) == "site-0"
 
 
-def test_of_sites_that_are_as_broad_as_each_other_the_one_with_the_smallest_training_loss() -> None:
-    def chosen(*sites: tuple[int, float | None], near: float = 0.1) -> str:
+def test_of_sites_with_the_same_task_the_one_with_the_smallest_training_loss() -> None:
+    def chosen(*sites: tuple[tuple[int, ...] | None, float | None], near: float = 0.25) -> str:
         members = [
-            dataclasses.replace(client, class_counts=(images,) * 3, loss=loss)
-            for client, (images, loss) in zip(clients(len(sites)), sites, strict=True)
+            dataclasses.replace(client, class_counts=counts, images=100, loss=loss)
+            for client, (counts, loss) in zip(clients(len(sites)), sites, strict=True)
         ]
         found = broadest_client(Ensemble(members), STUDY, near=near)
         assert found
         return found.site
 
-    assert chosen((100, 0.3), (99, 0.2), (98, 0.4)) == "site-1"
-    assert chosen((100, 0.3), (99, 0.2), (98, 0.4), near=0) == "site-0", "breadth alone"
-    assert chosen((100, 0.3), (80, 0.2)) == "site-0", "80 images are not nearly 100"
-    assert chosen((99, None), (100, None)) == "site-1", "losses that are not known"
-    assert chosen((100, 0.3), (99, None)) == "site-0"
+    a, b = (50, 20, 30), (48, 19, 31)
+    assert chosen((a, 0.3), (b, 0.2), (b, 0.4)) == "site-1"
+    assert chosen((a, 0.3), (b, 0.2), near=0) == "site-0", "breadth alone"
+    assert chosen((a, 0.3), ((50, 30, 20), 0.2)) == "site-0", "another mix is another task"
+    assert chosen((a, 0.3), ((25, 10, 15), 0.2)) == "site-0", "half as many images"
+    assert chosen((None, 0.3), (a, 0.2)) == "site-0", "a task that is not known"
+    assert chosen((None, 0.3), (None, 0.2)) == "site-0"
+    assert chosen((b, None), (a, None)) == "site-1", "losses that are not known"
+    assert chosen((a, None), (b, 0.2)) == "site-1"
 
 
 def test_new_student_without_the_class_mix_of_its_site() -> None:

@@ -90,9 +90,9 @@ def broadest_client(
     has seen most of every class; ``None`` if there is none.
 
     That is the largest mean logarithm of its class counts, or, where a site keeps them, of equal
-    shares of its images. Of several whose breadth is less than ``near`` below the largest, as
-    that of sites with the same mix of classes is, it is the one with the smallest training loss:
-    0.1 means about a tenth fewer images.
+    shares of its images. With ``near``, of the sites whose logarithms differ by less than that from
+    its own in every class (0.25: about a quarter more or fewer images), it is the one with the
+    smallest training loss, which says something where sites had the same task.
     """
     classes = len(study.classes)
 
@@ -104,8 +104,14 @@ def broadest_client(
     broadest = max(alike, key=breadth, default=None)
     if broadest is None or not near:
         return broadest
-    close = [c for c in alike if breadth(c) > breadth(broadest) - near]
-    return min(close, key=lambda c: (math.inf if c.loss is None else c.loss, -breadth(c)))
+
+    def same_task(client: Client) -> bool:
+        counts = zip(client.class_counts or (), broadest.class_counts or (), strict=False)
+        apart = [abs(math.log1p(mine) - math.log1p(its)) for mine, its in counts]
+        return bool(apart) and max(apart) < near and client.loss is not None
+
+    same = [client for client in alike if same_task(client)]
+    return min(same, key=lambda client: client.loss or 0.0, default=broadest)
 
 
 LOGGED = ("loss", "learning_rate", "agreement")

@@ -14,8 +14,8 @@ observations, measured in docs/research-log.md:
 
 So, with experts f_k (the corrected client models) and their class-count-weighted mixture p:
 
-    start:      f_0, the expert of the site with the most of every class; where sites are alike
-                in that, the one with the smallest training loss
+    start:      f_0, the expert of the site with the most of every class; of sites with
+                as many of every class, the one with the smallest training loss
     images:     model inversion of the experts in turn, few images and few steps
     last layer: min_W E[ T²·KL(p(x) ‖ softmax(W·h(x))) + Σ_c s_c·(W·h(x) − f_0(x))_c² ]
 
@@ -54,7 +54,7 @@ NEEDS = (
 )
 
 
-NEAR = 0.1  #: so close in breadth, two sites are as broad as each other; training loss decides
+NEAR = 0.25  #: sites with nearly as many images of every class: the training loss decides
 LESSONS = 0.9  #: share of the FLOPs of distillation that views may cost; steps cost next to nothing
 
 
