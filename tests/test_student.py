@@ -108,6 +108,14 @@ def test_new_student_without_the_class_mix_of_its_site() -> None:
     student, _ = new_student(Ensemble(members), STUDY, options(start="corrected"), Stage("x"))
     assert equal(student, prior_corrected(Ensemble(members), STUDY).clients[2].model)
     assert not equal(student, members[2].model)
+    alike = [
+        dataclasses.replace(m, class_counts=(9, 9, 9), loss=loss)
+        for m, loss in zip(members, (0.3, 0.2, 0.4), strict=True)
+    ]
+    student, _ = new_student(Ensemble(alike), STUDY, options(start="corrected"), Stage("x"))
+    assert equal(student, prior_corrected(Ensemble(alike), STUDY).clients[1].model)
+    student, _ = new_student(Ensemble(alike), STUDY, options(start="auto"), Stage("x"))
+    assert equal(student, alike[0].model)
 
 
 def test_new_student_from_the_largest_site() -> None:

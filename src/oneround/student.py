@@ -20,6 +20,9 @@ from oneround.model_file import load_model
 from oneround.stage import Stage, derived_seed
 from oneround.study import ArchitectureSpec, Strict, Study
 
+NEAR = 0.25
+"""Of sites whose logarithms of class counts differ by less, the training losses are compared."""
+
 
 class StudentOptions(Strict):
     """Where the student starts and how it learns.
@@ -36,8 +39,9 @@ class StudentOptions(Strict):
         start: ``auto``: among the client models of the student's architecture the one with the
             most images in every class (the largest geometric mean of its class counts, taken as
             equal where they are kept), from scratch if there is none; ``corrected``: the same with
-            the class mix of its site taken out; ``scratch``; ``average``: the client models
-            averaged; or a model file.
+            the class mix of its site taken out, and of several sites with as many images of every
+            class the one with the smallest training loss; ``scratch``; ``average``: the client
+            models averaged; or a model file.
     """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -59,7 +63,8 @@ def new_student(
         OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
     clients = prior_corrected(ensemble, study) if options.start == "corrected" else ensemble
-    broadest = broadest_client(clients, study, options.student)
+    near = NEAR if options.start == "corrected" else 0.0
+    broadest = broadest_client(clients, study, options.student, near)
     architecture = broadest.architecture if broadest else options.student
     assert architecture, "without a student's architecture every client model may be the start"
     if options.start == "average":

@@ -44,7 +44,7 @@ from oneround.methods import GlobalModel
 from oneround.models import last_layer
 from oneround.run import Run
 from oneround.stage import Stage
-from oneround.student import broadest_client, learning_rate
+from oneround.student import NEAR, broadest_client, learning_rate
 from oneround.study import Augmentation, Strict, Study
 from oneround.synthesis import ImageBank, InversionOptions, synthesize
 from oneround.training import augment
@@ -54,7 +54,6 @@ NEEDS = (
 )
 
 
-NEAR = 0.25  #: sites with nearly as many images of every class: the training loss decides
 LESSONS = 0.9  #: share of the FLOPs of distillation that views may cost; steps cost next to nothing
 
 
