@@ -63,8 +63,7 @@ def new_student(
         OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
     clients = prior_corrected(ensemble, study) if options.start == "corrected" else ensemble
-    near = NEAR if options.start == "corrected" else 0.0
-    broadest = broadest_client(clients, study, options.student, near)
+    broadest = starting_client(clients, study, options)
     architecture = broadest.architecture if broadest else options.student
     assert architecture, "without a student's architecture every client model may be the start"
     if options.start == "average":
@@ -85,14 +84,21 @@ def new_student(
     return student, architecture
 
 
+def starting_client(ensemble: Ensemble, study: Study, options: StudentOptions) -> Client | None:
+    """The client model that ``start=auto`` or ``start=corrected`` begins from, before the class mix
+    of its site is taken out; ``None`` if none has the student's architecture."""
+    near = NEAR if options.start == "corrected" else 0.0
+    return broadest_client(ensemble, study, options.student, near)
+
+
 def broadest_client(
     ensemble: Ensemble,
     study: Study,
     architecture: ArchitectureSpec | None = None,
     near: float = 0.0,
 ) -> Client | None:
-    """The client model that ``start=auto`` begins from: of those of an architecture the one that
-    has seen most of every class; ``None`` if there is none.
+    """Of the client models of an architecture the one that has seen most of every class; ``None``
+    if there is none.
 
     That is the largest mean logarithm of its class counts, or, where a site keeps them, of equal
     shares of its images. With ``near``, of the sites whose logarithms differ by less than that from
