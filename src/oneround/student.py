@@ -21,7 +21,8 @@ from oneround.stage import Stage, derived_seed
 from oneround.study import ArchitectureSpec, Strict, Study
 
 NEAR = 0.25
-"""Of sites whose logarithms of class counts differ by less, the training losses are compared."""
+"""Of sites whose logarithms of class counts differ by less (about a quarter more or fewer images),
+the training losses are compared."""
 
 
 class StudentOptions(Strict):
@@ -38,9 +39,9 @@ class StudentOptions(Strict):
         student: its architecture; by default that of the client model that ``start`` names.
         start: ``auto``: among the client models of the student's architecture the one with the
             most images in every class (the largest geometric mean of its class counts, taken as
-            equal where they are kept), from scratch if there is none; ``corrected``: the same with
-            the class mix of its site taken out, and of several sites with as many images of every
-            class the one with the smallest training loss; ``scratch``; ``average``: the client
+            equal where they are kept), of several sites with as many images of every class the
+            one with the smallest training loss; from scratch if there is none; ``corrected``: the
+            same with the class mix of its site taken out; ``scratch``; ``average``: the client
             models averaged; or a model file.
     """
 
@@ -63,7 +64,7 @@ def new_student(
         OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
     clients = prior_corrected(ensemble, study) if options.start == "corrected" else ensemble
-    broadest = starting_client(clients, study, options)
+    broadest = broadest_client(clients, study, options.student)
     architecture = broadest.architecture if broadest else options.student
     assert architecture, "without a student's architecture every client model may be the start"
     if options.start == "average":
@@ -84,26 +85,16 @@ def new_student(
     return student, architecture
 
 
-def starting_client(ensemble: Ensemble, study: Study, options: StudentOptions) -> Client | None:
-    """The client model that ``start=auto`` or ``start=corrected`` begins from, before the class mix
-    of its site is taken out; ``None`` if none has the student's architecture."""
-    near = NEAR if options.start == "corrected" else 0.0
-    return broadest_client(ensemble, study, options.student, near)
-
-
 def broadest_client(
-    ensemble: Ensemble,
-    study: Study,
-    architecture: ArchitectureSpec | None = None,
-    near: float = 0.0,
+    ensemble: Ensemble, study: Study, architecture: ArchitectureSpec | None = None
 ) -> Client | None:
     """Of the client models of an architecture the one that has seen most of every class; ``None``
     if there is none.
 
     That is the largest mean logarithm of its class counts, or, where a site keeps them, of equal
-    shares of its images. With ``near``, of the sites whose logarithms differ by less than that from
-    its own in every class (0.25: about a quarter more or fewer images), it is the one with the
-    smallest training loss, which says something where sites had the same task.
+    shares of its images. Of the sites whose logarithms differ from its own by less than
+    :data:`NEAR` in every class, it is the one with the smallest training loss, which says something
+    where sites had the same task.
     """
     classes = len(study.classes)
 
@@ -113,13 +104,13 @@ def broadest_client(
 
     alike = [c for c in ensemble.clients if architecture in (None, c.architecture)]
     broadest = max(alike, key=breadth, default=None)
-    if broadest is None or not near:
-        return broadest
+    if broadest is None:
+        return None
 
     def same_task(client: Client) -> bool:
         counts = zip(client.class_counts or (), broadest.class_counts or (), strict=False)
         apart = [abs(math.log1p(mine) - math.log1p(its)) for mine, its in counts]
-        return bool(apart) and max(apart) < near and client.loss is not None
+        return bool(apart) and max(apart) < NEAR and client.loss is not None
 
     same = [client for client in alike if same_task(client)]
     return min(same, key=lambda client: client.loss or 0.0, default=broadest)

@@ -34,7 +34,7 @@ from oneround.methods import GlobalModel
 from oneround.model_file import WEIGHTS, model_config
 from oneround.noise import NoiseOptions, StructureNoise
 from oneround.run import Run
-from oneround.student import new_student, starting_client
+from oneround.student import broadest_client, new_student
 from oneround.study import Strict, Study
 from oneround.synthesis import InversionOptions, synthesize
 
@@ -116,7 +116,7 @@ def extend(
     inversion, distillation = options.inversion, options.distillation
     change: dict[str, Any] = {"steps": max(1, round(distillation.steps * max(share, LEAST_STEPS)))}
     brings_a_class = ensemble.weights[late].sum(0).max() > MOST
-    first = starting_client(ensemble, study, distillation)
+    first = broadest_client(ensemble, study, distillation.student)
     from_a_client = distillation.start in ("auto", "corrected")
     late_is_first = from_a_client and first is not None and first.site in added
     if not (brings_a_class and late_is_first):

@@ -44,7 +44,7 @@ from oneround.methods import GlobalModel
 from oneround.models import last_layer
 from oneround.run import Run
 from oneround.stage import Stage
-from oneround.student import NEAR, broadest_client, learning_rate
+from oneround.student import broadest_client, learning_rate
 from oneround.study import Augmentation, Strict, Study
 from oneround.synthesis import ImageBank, InversionOptions, synthesize
 from oneround.training import augment
@@ -116,7 +116,7 @@ def extend(
 def oneround(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
     """The method; every stage resumes where it was."""
     experts = prior_corrected(ensemble.with_rule(options.rule), study)
-    first = broadest_client(experts, study, near=NEAR)
+    first = broadest_client(experts, study)
     assert first, "there is a client model"
     synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
     bank = synthesize(experts, study, options.inversion, synthesis, run.kept)
