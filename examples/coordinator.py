@@ -46,12 +46,8 @@ submissions = read_submissions(sorted(folder.glob("*.oneround")), study)
 print(f"{len(submissions)} submissions read, {sum(s.size for s in submissions):,} bytes in all")
 
 # Preset "quick", made quicker for this example. Leave out `options` for the preset as it is.
-method = methods.get("kang2025")
-options = method.resolve(
-    "quick",
-    ["inversion.images=48", "inversion.batch_size=48", "inversion.steps=20",
-     "distillation.steps=40", "distillation.batch_size=32", "distillation.noise_pool=128"],
-)  # fmt: skip
+method = methods.get()
+options = method.resolve("quick", ["inversion.images=64", "inversion.batch_size=32"])
 
 
 def show(stage: str, done: int, total: int, note: str) -> None:

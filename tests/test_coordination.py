@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,10 +16,11 @@ from oneround.coordination import distill, ensemble_of
 from oneround.errors import OneRoundError
 from oneround.methods import GlobalModel, Method
 from oneround.model_file import load_model
+from oneround.report import write_model_card
 from oneround.results import Results
 from oneround.study import Strict
 from oneround.submission import Submission, read_submission
-from tiny import KANG2025, STUDY, equal
+from tiny import KANG2025, ONEROUND, STUDY, equal
 
 METHOD = methods.get("kang2025")
 OPTIONS = METHOD.resolve("quick", KANG2025)
@@ -38,7 +40,7 @@ def test_ensemble_of_submissions(submissions: list[Submission]) -> None:
 def test_one_global_model_from_submissions_alone(
     tmp_path: Path, submissions: list[Submission]
 ) -> None:
-    made = distill(STUDY, submissions, out=tmp_path, options=OPTIONS, seed=3)
+    made = distill(STUDY, submissions, out=tmp_path, method=METHOD, options=OPTIONS, seed=3)
     assert equal(load_model(tmp_path).model, made.model)
     results = Results.read(tmp_path)
     assert results.method == "kang2025"
@@ -61,6 +63,17 @@ def test_one_global_model_from_submissions_alone(
     assert "global model written" in (tmp_path / "log.txt").read_text()
 
 
+def test_the_default_method(tmp_path: Path, submissions: list[Submission]) -> None:
+    with pytest.raises(OneRoundError, match="another method than oneround"):
+        distill(STUDY, submissions, out=tmp_path, options=OPTIONS)
+    options = methods.get().resolve("quick", ONEROUND)
+    distill(STUDY, submissions, out=tmp_path, options=options)
+    results = Results.read(tmp_path)
+    assert results.method == "oneround"
+    assert "those of the client model of site-1" in results.notes[0]
+    assert results.notes[0] in write_model_card(tmp_path).read_text("utf-8")
+
+
 @pytest.mark.parametrize("stage", ["synthesis", "adaptation", "distillation"])
 def test_interrupted_and_resumed_is_bit_equal(
     tmp_path: Path, submissions: list[Submission], stage: str
@@ -70,7 +83,9 @@ def test_interrupted_and_resumed_is_bit_equal(
             raise tiny.Interrupted
 
     def run(folder: str, **arguments: object) -> None:
-        distill(STUDY, submissions, out=tmp_path / folder, options=OPTIONS, **arguments)
+        distill(
+            STUDY, submissions, out=tmp_path / folder, method=METHOD, options=OPTIONS, **arguments
+        )
 
     run("straight")
     with pytest.raises(tiny.Interrupted):
@@ -167,17 +182,18 @@ def test_sites_that_keep_their_counts(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_flops_ends_the_method(tmp_path: Path, submissions: list[Submission]) -> None:
-    options = methods.get("kang2025").resolve("quick", [*KANG2025, "distillation.steps=50"])
-    distill(STUDY, submissions, out=tmp_path / "whole", options=options)
+    options = METHOD.resolve("quick", [*KANG2025, "distillation.steps=50"])
+    run = partial(distill, STUDY, submissions, method=METHOD, options=options)
+    run(out=tmp_path / "whole")
     whole = sum(Results.read(tmp_path / "whole").cost[p].flops for p in PHASES)  # type: ignore[union-attr]
     limit = 0.5 * whole
-    distill(STUDY, submissions, out=tmp_path / "half", options=options, flops=limit)
+    run(out=tmp_path / "half", flops=limit)
     half = Results.read(tmp_path / "half")
     spent = sum(half.cost[phase].flops for phase in PHASES)  # type: ignore[union-attr]
     assert limit <= spent < 1.1 * limit
     assert half.options["flops"] == limit
     with pytest.raises(OneRoundError, match="other options: flops"):
-        distill(STUDY, submissions, out=tmp_path / "half", options=options, resume=True)
+        run(out=tmp_path / "half", resume=True)
 
 
 PHASES = ("synthesis", "adaptation", "distillation")

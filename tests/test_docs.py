@@ -192,7 +192,7 @@ def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(drawing, dict.fromkeys(("160", "120", "80", "40"), "4"), page)
     changes = {
         "init": ["--architecture=resnet18:width=2", "--set=training.epochs=1"],
-        "distill": [f"--set={option}" for option in tiny.KANG2025],
+        "distill": [f"--set={option}" for option in tiny.ONEROUND],
     }
     lines = [line for block in blocks(page, CONSOLE) for line in block.splitlines()]
     assert lines.pop(0) == "python draw.py"
@@ -224,7 +224,7 @@ def test_three_hospitals(
     changes = {
         "init": ["--architecture=resnet18:width=2", "--set=training.epochs=1"],
         "train": ["--device=cpu"],
-        "distill": ["--device=cpu", *(f"--set={option}" for option in tiny.KANG2025)],
+        "distill": ["--device=cpu", *(f"--set={option}" for option in tiny.ONEROUND)],
     }
     with servers.sftp_server(tmp_path / "server") as server:
         monkeypatch.setenv("HOME", str(tmp_path / "server"))

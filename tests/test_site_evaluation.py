@@ -34,7 +34,7 @@ STUDY = tiny.STUDY
 @pytest.fixture(scope="module")
 def run(submission_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    options = methods.get("kang2025").resolve("quick", tiny.KANG2025)
+    options = methods.get().resolve("quick", tiny.ONEROUND)
     submissions = read_submissions(submission_files, STUDY)
     coordination.distill(STUDY, submissions, out=folder, options=options)
     return folder

@@ -40,7 +40,7 @@ def distill(files: dict[str, Path], tmp_path: Path) -> Distill:
     def run(out: str, *sites: str, **arguments: object) -> Path:
         submissions = [read_submission(files[site], STUDY) for site in sites]
         if "extends" not in arguments:
-            arguments.setdefault("options", OPTIONS)
+            arguments = {"method": "kang2025", "options": OPTIONS} | arguments
         coordination.distill(STUDY, submissions, out=tmp_path / out, **arguments)
         return tmp_path / out
 

@@ -46,6 +46,14 @@ KANG2025 = [
 ]
 """The method kang2025, every part of it, in a second."""
 
+ONEROUND = [
+    "inversion.images=6",
+    "inversion.steps=2",
+    "last_layer.steps=6",
+    "last_layer.checkpoint_every=2",
+]
+"""The same for the method oneround, the default."""
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

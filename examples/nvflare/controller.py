@@ -48,7 +48,7 @@ class OneRound(ModelController):  # type: ignore[misc]
         inbox: str,
         out: str,
         identity: str = "",
-        method: str = "kang2025",
+        method: str = "oneround",
         preset: str = "quick",
         options: str = "",
         seed: int = 0,

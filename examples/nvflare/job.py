@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--inbox", type=absolute, required=True, help="folder for the submissions")
     parser.add_argument("--out", type=absolute, required=True, help="RUN folder")
     parser.add_argument("--identity", type=absolute, help="opens encrypted submissions")
-    parser.add_argument("--method", default="kang2025")
+    parser.add_argument("--method", default="oneround")
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--options", default="", help="as --set, separated by spaces")
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,7 @@ The whole way in a dozen lines:
 and, at the coordinator,
 
 >>> submissions = read_submissions(["north.oneround", "south.oneround"], study)  # doctest: +SKIP
->>> made = distill(study, submissions, method="kang2025", out="run")          # doctest: +SKIP
+>>> made = distill(study, submissions, out="run")                            # doctest: +SKIP
 >>> evaluate(made.model, splits.test, study.image).accuracy                   # doctest: +SKIP
 """
 

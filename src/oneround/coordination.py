@@ -76,8 +76,8 @@ def distill(
 
     Raises:
         OneRoundError: no submission, or some that do not go together or are not of ``study``, a
-            RUN folder in use or of another configuration, or a method that cannot work with
-            these client models.
+            RUN folder in use or of another configuration, options of another method, or a method
+            that cannot work with these client models.
     """
     if not submissions:
         raise OneRoundError("there is no submission.", remedy="Give one file for each site.")
@@ -98,6 +98,11 @@ def distill(
         method = methods.get(method)
     method = method or (before.method if before else methods.get())
     options = options or (before.options() if before else method.resolve())
+    if not isinstance(options, method.options):
+        raise OneRoundError(
+            f"the options are those of another method than {method.name}.",
+            remedy="Name their method too: distill(..., method=..., options=...).",
+        )
     if change.how == "withdrawal":
         require_fresh_start(options)
     kept, earlier = Kept(), {}
@@ -128,7 +133,9 @@ def distill(
             keep_bank(before, run.path)
         made = make_global_model(run, study, submissions, method, options)
         if run.leads:
-            results = collect_results(run, study, submissions, method, options, Models(), [])
+            results = collect_results(
+                run, study, submissions, method, options, Models(), list(made.notes)
+            )
             results.write(run.path)
             ledger_of(run, results, change, before).write(run.path)
     return made

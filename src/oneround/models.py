@@ -84,7 +84,7 @@ def last_layer(model: nn.Module, image: ImageSpec, classes: int) -> nn.Linear:
                 return layer
     raise OneRoundError(
         "the network does not end with a fully connected layer that has a bias.",
-        remedy="Give it one, or use a method that leaves the client models as they are.",
+        remedy="Give it one, or use a method that needs none, such as kang2025.",
     )
 
 
@@ -286,8 +286,8 @@ def require_batch_norm(model: nn.Module, site: str) -> None:
         raise OneRoundError(
             f"the client model of {site} has no BatchNorm layer, so it keeps no statistics of "
             "its training images and noise adaptation has nothing to update.",
-            remedy="Use an architecture with BatchNorm, or a method that does without: "
-            "`--method ensemble` or `--method fedavg`.",
+            remedy="Use an architecture with BatchNorm, or do without: `--method oneround --set "
+            "inversion.bn_weight=0`, `--method ensemble` or `--method fedavg`.",
         )
 
 

@@ -74,7 +74,7 @@ def workplace(call: Call, tmp_path_factory: pytest.TempPathFactory) -> Workplace
             "--device", "cpu",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
-    options = [part for option in tiny.KANG2025 for part in ("--set", option)]
+    options = [part for option in tiny.ONEROUND for part in ("--set", option)]
     outcome = call(
         "distill", study, *submissions, "--out", root / "run", "--device", "cpu", *options
     )

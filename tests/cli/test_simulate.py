@@ -14,11 +14,11 @@ from cli.conftest import Call
 from oneround.errors import OneRoundError
 from oneround.run import Run
 
-TINY = [
+TRAINING = [
     "--architecture", "resnet18:width=2", "--local-epochs", "2", "--device", "cpu",
     "--threads", "1", "--set", "training.batch_size=8",
-    *[part for option in tiny.KANG2025 for part in ("--set", option)],
 ]  # fmt: skip
+TINY = [*TRAINING, *[part for option in tiny.ONEROUND for part in ("--set", option)]]
 
 
 def test_prints_json_and_writes_the_report(call: Call, tmp_path: Path) -> None:
@@ -76,8 +76,10 @@ def test_one_class_alone(call: Call, tmp_path: Path) -> None:
 def test_killed_three_times_and_resumed_is_bit_equal(call: Call, tmp_path: Path) -> None:
     """SIGKILL in training, in synthesis and in distillation; nothing can be cleaned up then."""
     data = tiny.write_npz(tmp_path / "tiny.npz", tiny.splits())
-    longer = ["--set", "inversion.steps=40", "--set", "distillation.steps=60"]
-    command = ["simulate", "--data", str(data), "--sites", "2", *TINY, *longer]
+    options = [*tiny.KANG2025, "inversion.steps=40", "distillation.steps=60"]
+    longer = [part for option in options for part in ("--set", option)]
+    command = ["simulate", "--data", str(data), "--sites", "2", *TRAINING, *longer]
+    command += ["--method", "kang2025"]
     out = tmp_path / "killed"
     pieces = ("sites/site-1/checkpoint.pt", "bank/000.safetensors", "distillation/checkpoint.pt")
     for piece in pieces:

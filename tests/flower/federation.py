@@ -57,7 +57,7 @@ def run_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "inbox": str(folder / "inbox"),
         "out": str(folder / "run"),
         "identity": str(folder / "coordinator.identity"),
-        "options": " ".join(tiny.KANG2025),
+        "options": " ".join(tiny.ONEROUND),
         "lifetime-hours": 1.0,
         "wait-minutes": 0.0,
         "poll-seconds": 0.001,

@@ -22,11 +22,20 @@ from oneround.report.pictures import read_gallery
 from oneround.run import Run
 from oneround.stage import Stage
 from oneround.synthesis import ImageBank
-from tiny import DENSENET, IMAGE, RESNET, STUDY, Interrupted, clients, equal, network, seeded
+from tiny import (
+    DENSENET,
+    IMAGE,
+    ONEROUND,
+    RESNET,
+    STUDY,
+    Interrupted,
+    clients,
+    equal,
+    network,
+    seeded,
+)
 
 METHOD = methods.get("oneround")
-TINY = ["inversion.images=6", "inversion.steps=2", "last_layer.steps=6",
-        "last_layer.checkpoint_every=2"]  # fmt: skip
 
 
 def members(*counts: tuple[int, ...] | None) -> Ensemble:
@@ -42,7 +51,7 @@ SKEWED = ((90, 60, 0), (0, 30, 80))
 
 
 def made(run: Run, changes: Sequence[str] = (), ensemble: Ensemble | None = None) -> GlobalModel:
-    options = METHOD.resolve("quick", [*TINY, *changes])
+    options = METHOD.resolve("quick", [*ONEROUND, *changes])
     return METHOD.function(ensemble or members(*SKEWED), STUDY, run, options)
 
 
@@ -55,6 +64,7 @@ def test_only_the_last_layer_of_the_broadest_client_learns(tmp_path: Path) -> No
     after, start = result.model.state_dict(), ensemble.clients[0].model.state_dict()
     different = {name for name in after if not torch.equal(after[name], start[name])}
     assert different == {"fc.weight", "fc.bias"}
+    assert "those of the client model of site-0" in result.notes[0]
     assert result.architectures == (RESNET,)
     assert not result.model.training
     for state, client in zip(before, ensemble.clients, strict=True):

@@ -13,7 +13,7 @@ from oneround.submission import Submission
 
 
 def test_card_of_a_run(tmp_path: Path, submissions: list[Submission]) -> None:
-    options = methods.get("kang2025").resolve("quick", tiny.KANG2025)
+    options = methods.get().resolve("quick", tiny.ONEROUND)
     coordination.distill(tiny.STUDY, submissions, out=tmp_path, options=options)
     text = write_model_card(tmp_path).read_text("utf-8")
     for part in (*tiny.CLASSES, "Not a medical device", Ledger.read(tmp_path).entries[0].model,
@@ -22,7 +22,7 @@ def test_card_of_a_run(tmp_path: Path, submissions: list[Submission]) -> None:
 
 
 def test_card_tells_who_came_and_who_left(tmp_path: Path, submissions: list[Submission]) -> None:
-    options = methods.get("kang2025").resolve("quick", tiny.KANG2025)
+    options = methods.get().resolve("quick", tiny.ONEROUND)
     first, second = submissions
     runs = [tmp_path / name for name in ("a", "b", "c")]
     coordination.distill(tiny.STUDY, [first], out=runs[0], options=options)

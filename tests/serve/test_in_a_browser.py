@@ -82,7 +82,7 @@ def distill(files: list[Path], run: Path, go_on: threading.Event, seen: threadin
             seen.set()
             assert go_on.wait(60)
 
-    options = get("kang2025").resolve("quick", tiny.KANG2025)
+    options = get().resolve("quick", tiny.ONEROUND)
     submissions = read_submissions(files, STUDY)
     coordination.distill(STUDY, submissions, out=run, options=options, progress=watched)
     write_report(run)

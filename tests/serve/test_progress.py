@@ -28,7 +28,7 @@ def test_a_distillation_from_beginning_to_end(
     def look(*step: object) -> None:
         seen.append(run_state(run))
 
-    options = get("kang2025").resolve("quick", tiny.KANG2025)
+    options = get().resolve("quick", tiny.ONEROUND)
     coordination.distill(tiny.STUDY, submissions, out=run, options=options, progress=look)
     assert {state.phase for state in seen} == {"running"}
     assert seen[0].step is None, "noted after it is told"

@@ -44,11 +44,9 @@ def demo(
         training=training.model_copy(update={"epochs": 20, "batch_size": 32}),
         seed=SEED,
     )
-    method = methods.get("kang2025")
-    small = ["inversion.images=320", "distillation.steps=800", "distillation.batch_size=64"]
-    options = method.resolve("quick", small)
+    method = methods.get()
     run_and_show(
-        splits, study, method, options, run, as_json,
+        splits, study, method, method.resolve(), run, as_json,
         sites=4, partition="dirichlet", beta=0.6, resume=resume,
         fabric=fabric_for(device, threads),
     )  # fmt: skip

@@ -41,7 +41,8 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {', '.join(methods.names())}. kang2025, or that of --extend, by default."
+            help=f"One of {', '.join(methods.names())}. "
+            f"{methods.DEFAULT}, or that of --extend, by default."
         ),
     ] = None,
     preset: Annotated[
@@ -120,6 +121,8 @@ def distill(
     say(f"  send it, with {run / 'config.json'}, to the sites; there:")
     say(f"  oneround evaluate {run / 'global.safetensors'} --data PATH")
     say(f"  report: {page}; for those who get the model: {card}")
+    for note in results.notes:
+        say(f"  note: {note}")
     _tell(Ledger.read(run).entries)
 
 

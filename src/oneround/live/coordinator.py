@@ -143,8 +143,8 @@ def take_metrics(run: Path, study: Study, files: Mapping[str, bytes]) -> SiteEva
 
 
 def write_pages(run: Path, notes: list[str]) -> None:
-    """Report and model card, with what went wrong on the way."""
+    """Report and model card, with what went wrong on the way beside the notes of the method."""
     results = Results.read(run)
-    results.model_copy(update={"notes": notes}).write(run)
+    results.model_copy(update={"notes": [*results.notes, *notes]}).write(run)
     write_report(run)
     write_model_card(run)

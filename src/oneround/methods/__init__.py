@@ -31,7 +31,7 @@ from oneround.errors import OneRoundError
 from oneround.run import Run
 from oneround.study import ArchitectureSpec, Strict, Study, merged, parse_assignment
 
-DEFAULT = "kang2025"
+DEFAULT = "oneround"
 """The method of every command and function where none is named."""
 
 
@@ -44,11 +44,13 @@ class GlobalModel:
         architectures: of the network, or of every network of the ensemble.
         bytes_sent: up and down in all, where this is not one submission of each site and the
             global model back to it.
+        notes: what those who get it should know, one sentence each.
     """
 
     model: nn.Module
     architectures: tuple[ArchitectureSpec, ...]
     bytes_sent: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

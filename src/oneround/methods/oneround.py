@@ -124,7 +124,11 @@ def oneround(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Gl
         write_gallery(run.path, study.image, bank)
     stage = run.stage("distillation")
     student = teach_last_layer(experts, first, bank, study, options.last_layer, stage)
-    return GlobalModel(student, (first.architecture,))
+    note = (
+        f"All layers but the last are those of the client model of {first.site}: who gets the "
+        "global model gets them."
+    )
+    return GlobalModel(student, (first.architecture,), notes=(note,))
 
 
 def teach_last_layer(

@@ -37,7 +37,7 @@ def write_model_card(run: Path) -> Path:
         "",
         f"One-shot federated learning with OneRound {results.oneround}, method `{results.method}`, "
         f"from {len(results.submissions)} client models that hospitals trained on their own "
-        "images. No image left a hospital. The training images of this model were synthesized.",
+        "images. No image left a hospital: it was made of these models and of synthesized images.",
         "",
         f"- input: {config.image.channels} × {height} × {width}, mean {list(config.image.mean)}, "
         f"std {list(config.image.std)}",
