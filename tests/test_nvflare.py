@@ -82,8 +82,8 @@ def test_three_hospitals(folder: Path) -> None:
         f"{site}.oneround.age" for site in SITES
     ]
     assert (folder / "run" / "report.html").exists()
-    [of_the_method] = Results.read(folder / "run").notes
-    assert of_the_method.startswith("All layers but the last")
+    whose, _ = Results.read(folder / "run").notes
+    assert whose.startswith("All layers but the last")
     assert {found.site for found in kept_evaluations(folder / "run")} == {*SITES}
 
 

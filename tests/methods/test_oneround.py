@@ -64,7 +64,9 @@ def test_only_the_last_layer_of_the_broadest_client_learns(tmp_path: Path) -> No
     after, start = result.model.state_dict(), ensemble.clients[0].model.state_dict()
     different = {name for name in after if not torch.equal(after[name], start[name])}
     assert different == {"fc.weight", "fc.bias"}
-    assert "those of the client model of site-0" in result.notes[0]
+    whose, lacks = result.notes
+    assert "those of the client model of site-0" in whose
+    assert f"site-0 has hardly any image of {STUDY.classes[2]}:" in lacks
     assert result.architectures == (RESNET,)
     assert not result.model.training
     for state, client in zip(before, ensemble.clients, strict=True):

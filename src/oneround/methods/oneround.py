@@ -28,7 +28,7 @@ are, and the student stays close to its start.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -124,11 +124,22 @@ def oneround(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Gl
         write_gallery(run.path, study.image, bank)
     stage = run.stage("distillation")
     student = teach_last_layer(experts, first, bank, study, options.last_layer, stage)
-    note = (
+    return GlobalModel(student, (first.architecture,), notes=tuple(notes(first, study)))
+
+
+def notes(first: Client, study: Study) -> Iterator[str]:
+    """Whose client model the global model is in most of its layers, and what that one lacks."""
+    yield (
         f"All layers but the last are those of the client model of {first.site}: who gets the "
         "global model gets them."
     )
-    return GlobalModel(student, (first.architecture,), notes=(note,))
+    known = knowledge(first, len(study.classes)) >= 0.5
+    lacks = [name for name, enough in zip(study.classes, known, strict=True) if not enough]
+    if lacks:
+        yield (
+            f"{first.site} has hardly any image of {', '.join(lacks)}: what the global model knows "
+            "of that comes from synthesized images. Look at its recall."
+        )
 
 
 def teach_last_layer(
