@@ -62,11 +62,18 @@ def test_hash_is_that_of_the_content_alone(tmp_path: Path) -> None:
         ("width = 32", "width = 31"),
         ('name = "blood"', 'name = "bloods"'),
         ("seed = 3", "seed = 3\ntraining = {epochs = 3}"),
+        ("seed = 3", "seed = 3\ntraining = {min_steps_per_epoch = 3}"),
         ("seed = 3", 'seed = 3\narchitectures = [{name = "resnet34"}]'),
     ],
 )
 def test_hash_changes_with_the_content(tmp_path: Path, old: str, new: str) -> None:
     assert read(tmp_path, TEXT.replace(old, new)).hash != read(tmp_path, TEXT).hash
+
+
+def test_a_study_of_before_there_were_small_batches_keeps_its_hash(tmp_path: Path) -> None:
+    new = TEXT.replace("seed = 3", "seed = 3\ntraining = {min_steps_per_epoch = 0}")
+    assert read(tmp_path, new).hash == read(tmp_path, TEXT).hash
+    assert "min_steps_per_epoch" not in read(tmp_path, new).agreement()["training"]
 
 
 def test_toml_round_trip(tmp_path: Path) -> None:

@@ -245,11 +245,22 @@ def test_trains_a_given_network_on() -> None:
     assert torch.allclose(old, new, atol=1e-3)
 
 
+def test_sites_with_few_images_take_smaller_batches() -> None:
+    spec = TRAINING.model_copy(update={"batch_size": 64, "min_steps_per_epoch": 8})
+    sizes = {images: training.batch_size(images, spec) for images in (1, 64, 100, 320, 512, 9000)}
+    assert sizes == {1: 8, 64: 8, 100: 12, 320: 40, 512: 64, 9000: 64}
+    assert training.batch_size(9, spec.model_copy(update={"batch_size": 4})) == 4
+    assert training.batch_size(9, spec.model_copy(update={"min_steps_per_epoch": 0})) == 64
+
+
+@pytest.mark.parametrize("least", [0, 3])
 @pytest.mark.parametrize("size", [2, 7, 8])
-def test_steps_are_the_batches_of_all_epochs(size: int) -> None:
-    spec = TRAINING.model_copy(update={"batch_size": size, "epochs": 3})
+def test_steps_are_the_batches_of_all_epochs(size: int, least: int) -> None:
+    changes = {"batch_size": size, "epochs": 3, "min_steps_per_epoch": least}
+    spec = TRAINING.model_copy(update=changes)
     for count in range(1, 30):
-        expected = 3 * len(list(batches(count, size, seeded())))
+        batch = training.batch_size(count, spec)
+        expected = 3 * len(list(batches(count, batch, seeded())))
         assert training.training_steps(count, spec) == expected, count
 
 

@@ -132,10 +132,15 @@ Augmentation = Literal["flip", "shift", "rotate", "intensity"]
 
 
 class TrainingSpec(Strict):
-    """How each site trains its client model; see :func:`oneround.training.train_client`."""
+    """How each site trains its client model; see :func:`oneround.training.train_client`.
+
+    ``min_steps_per_epoch`` gives a site with few images smaller batches, of 8 at least; 0: all
+    sites have ``batch_size``.
+    """
 
     epochs: int = Field(default=15, ge=1)
     batch_size: int = Field(default=64, ge=2)
+    min_steps_per_epoch: int = Field(default=0, ge=0, le=1000)
     learning_rate: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -224,8 +229,14 @@ class Study(Strict):
         return self
 
     def agreement(self) -> dict[str, Any]:
-        """Plain content of all that must be equal at every site: everything but ``hand_in``."""
-        return self.model_dump(mode="json", exclude={"hand_in"})
+        """Plain content of all that must be equal at every site: everything but ``hand_in``.
+
+        A study of before ``min_steps_per_epoch`` keeps its hash: 0 is left out.
+        """
+        content = self.model_dump(mode="json", exclude={"hand_in"})
+        if not self.training.min_steps_per_epoch:
+            del content["training"]["min_steps_per_epoch"]
+        return content
 
     @property
     def hash(self) -> str:
@@ -301,7 +312,8 @@ class Study(Strict):
 def preset(name: str, image: ImageSpec) -> tuple[ArchitectureSpec, TrainingSpec]:
     """Network and training recipe by name, for images of this size.
 
-    ``quick``: a ResNet-18 of width 16 and 15 one-cycle epochs, for a CPU. ``paper``: what
+    ``quick``: a ResNet-18 of width 16 and 15 one-cycle epochs, also of few images 8 steps each, for
+    a CPU. ``paper``: what
     FedISCA's public code does, ResNet-18 at full width and 100 epochs of SGD at rate 1e-3.
     Images below 64 pixels get the small stem (3×3, no pooling).
 
@@ -310,7 +322,8 @@ def preset(name: str, image: ImageSpec) -> tuple[ArchitectureSpec, TrainingSpec]
     """
     stem = "small" if max(image.height, image.width) < 64 else "standard"
     if name == "quick":
-        return ArchitectureSpec(arguments={"width": 16, "stem": stem}), TrainingSpec()
+        training = TrainingSpec(min_steps_per_epoch=8)
+        return ArchitectureSpec(arguments={"width": 16, "stem": stem}), training
     if name == "paper":
         training = TrainingSpec(epochs=100, batch_size=128, learning_rate=1e-3, schedule="step")
         return ArchitectureSpec(arguments={"width": 64, "stem": stem}), training

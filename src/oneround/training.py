@@ -23,6 +23,9 @@ from oneround.stage import Stage, derived_seed
 from oneround.study import ArchitectureSpec, Study, TrainingSpec
 from oneround.submission import Manifest, TrainingSummary, write_submission
 
+SMALLEST_BATCH = 8
+"""Statistics of fewer images say little to BatchNorm."""
+
 
 @dataclass(frozen=True)
 class TrainedClient(Client):
@@ -245,7 +248,7 @@ def train_epoch(
     loss_of = nn.CrossEntropyLoss(weight=weights).to(stage.fabric.device)
     model.train()
     total, seen = 0.0, 0
-    for indices in batches(len(train), study.training.batch_size, generator):
+    for indices in batches(len(train), batch_size(len(train), study.training), generator):
         x = augment(study.image.normalize(train.pixels(indices)), study.training.augment, generator)
         x, labels = stage.fabric.to_device((x, train.labels[indices]))
         with meter.step(len(x)), _one_image_may_be_too_few():
@@ -311,9 +314,17 @@ def _splits(
     return train.subset(order[held_out:].sort()[0]), train.subset(order[:held_out].sort()[0])
 
 
+def batch_size(images: int, spec: TrainingSpec) -> int:
+    """Training images in a batch: ``spec.batch_size``, or fewer where an epoch would have less than
+    ``spec.min_steps_per_epoch`` steps, but :data:`SMALLEST_BATCH` at least."""
+    if not spec.min_steps_per_epoch:
+        return spec.batch_size
+    return min(spec.batch_size, max(SMALLEST_BATCH, images // spec.min_steps_per_epoch))
+
+
 def training_steps(images: int, spec: TrainingSpec) -> int:
     """Optimization steps in all epochs; of one, those of :func:`oneround.data.batches`."""
-    full, rest = divmod(images, spec.batch_size)
+    full, rest = divmod(images, batch_size(images, spec))
     return spec.epochs * max(1, full + (rest > 1))
 
 
