@@ -98,8 +98,8 @@ def train(
     say(f"  own validation {validation}")
     if (steps := training_steps(client.images, study.training)) < FEW_STEPS:
         say(
-            f"  few steps      {steps}: ask for more epochs, or a larger min_steps_per_epoch, in the "
-            "study",
+            f"  few steps      {steps}: ask for more epochs, or a larger min_steps_per_epoch, "
+            "in the study",
             "yellow",
         )
     say("  it holds       weights and a manifest; no image, no patient data")
