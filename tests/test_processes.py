@@ -51,7 +51,8 @@ def command(folder: Path, out: str, *options: str, changes: Sequence[str] = ()) 
     settings = [part for change in [*SMALL, *changes] for part in ("--set", change)]
     files = [str(folder / name) for name in ("study.toml", "site-0.oneround", "site-1.oneround")]
     base = [sys.executable, "-m", "oneround", "distill", *files, "--out", str(folder / out)]
-    return [*base, "--device", "cpu", "--threads", "1", *options, *settings]
+    base += ["--method", "kang2025", "--device", "cpu", "--threads", "1"]
+    return [*base, *options, *settings]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
