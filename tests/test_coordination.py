@@ -27,7 +27,7 @@ OPTIONS = METHOD.resolve("quick", KANG2025)
 
 
 def test_ensemble_of_submissions(submissions: list[Submission]) -> None:
-    ensemble = ensemble_of(submissions)
+    ensemble = ensemble_of(submissions, STUDY)
     assert [client.site for client in ensemble.clients] == ["site-0", "site-1"]
     assert [client.loss for client in ensemble.clients] == [
         submission.manifest.training.loss for submission in submissions
@@ -35,6 +35,13 @@ def test_ensemble_of_submissions(submissions: list[Submission]) -> None:
     for mine, client in zip(ensemble.clients, tiny.clients(), strict=True):
         assert equal(mine.model, client.model)
         assert (mine.images, mine.class_counts) == (client.images, client.class_counts)
+
+
+def test_weighted_classes_are_known_to_the_ensemble(submissions: list[Submission]) -> None:
+    weighted = STUDY.training.model_copy(update={"class_weighted": True})
+    study = STUDY.model_copy(update={"training": weighted})
+    assert all(client.balanced for client in ensemble_of(submissions, study).clients)
+    assert not any(client.balanced for client in ensemble_of(submissions, STUDY).clients)
 
 
 def test_one_global_model_from_submissions_alone(

@@ -246,6 +246,17 @@ def test_prior_correction_divides_by_the_class_mix() -> None:
     assert equal(after.clients[3].model, before.clients[3].model)
 
 
+def test_a_balanced_loss_has_taken_the_class_mix_out_already() -> None:
+    """All but that there are classes which the site has no image of."""
+    [client] = clients(1)
+    before = Ensemble([replace(client, class_counts=(900, 99, 0), balanced=True)])
+    prior = torch.tensor([500.5, 500.5, 1]) / 1002
+    assert torch.allclose(before.log_priors, prior.log())
+    x = IMAGE.normalize(images(5).pixels())
+    expected = before.client_logits(x) - prior.log()
+    assert torch.allclose(prior_corrected(before, STUDY).client_logits(x), expected, atol=1e-5)
+
+
 def test_corrected_models_and_the_corrected_rule_are_one() -> None:
     before = Ensemble(clients(3), "prior-corrected")
     after = prior_corrected(before, STUDY)

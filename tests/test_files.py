@@ -63,6 +63,14 @@ def test_state_round_trip(tmp_path: Path) -> None:
     assert loaded == {"step": 3, "curve": [{"loss": 0.1}], "name": "é"}
 
 
+def test_a_checkpoint_of_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU that this machine may not have."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        save_state(tmp_path / "state.pt", {"a": torch.arange(4.0)})
+    assert torch.equal(load_state(tmp_path / "state.pt")["a"], torch.arange(4.0))
+
+
 def test_damaged_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_state(path, {"a": torch.zeros(100)})

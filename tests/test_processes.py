@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from oneround import models
 from oneround.cli import main
 from oneround.errors import OneRoundError
 from oneround.files import read_json
@@ -150,6 +151,21 @@ def test_synchronized_batch_norm_of_one_process_is_torchs() -> None:
     x = torch.randn(6, *IMAGE.shape, generator=seeded())
     assert torch.equal(one(x), other(x))
     assert equal(one, other)
+
+
+def test_synchronized_batch_norm_of_short_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under mixed precision, with two processes that have the same batch."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(models._SumOverProcesses, "apply", lambda sums: 2 * sums)
+    x = (5 + torch.randn(6, 3, 4, 4, generator=seeded())).bfloat16()
+    norm, reference = SynchronizedBatchNorm(3), nn.BatchNorm2d(3)
+    normal = norm(x)
+    assert normal.dtype == torch.bfloat16
+    assert torch.allclose(normal.float(), reference(torch.cat([x, x]).float())[:6], atol=0.02)
+    assert norm.running_mean is not None
+    assert torch.allclose(norm.running_mean, reference.running_mean, atol=1e-3)
+    assert torch.allclose(norm.running_var, reference.running_var, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["fedisca"])

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from lightning_fabric import Fabric
 
+from oneround.errors import OneRoundError
 from oneround.stage import Stage, derived_seed
 
 
@@ -44,3 +47,12 @@ def test_progress_names_the_stage() -> None:
     told = []
     Stage("training", progress=lambda *all_of_it: told.append(all_of_it)).tell(1, 2, "note")
     assert told == [("training", 1, 2, "note")]
+
+
+def test_scaled_losses_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    Stage("synthesis", fabric=fabric)
+    monkeypatch.setattr(fabric.strategy.precision, "precision", "16-mixed")
+    with pytest.raises(OneRoundError, match="16-mixed") as caught:
+        Stage("synthesis", fabric=fabric)
+    assert "bf16-mixed" in caught.value.remedy

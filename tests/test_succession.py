@@ -15,7 +15,9 @@ from oneround.errors import OneRoundError
 from oneround.ledger import Ledger
 from oneround.model_file import load_model
 from oneround.results import Results
+from oneround.student import STARTS
 from oneround.submission import Submission, read_submission
+from oneround.succession import require_fresh_start
 from oneround.synthesis import ImageBank
 from oneround.training import train_client
 
@@ -160,6 +162,9 @@ def test_older_model_as_start_is_refused_when_a_site_leaves(distill: Distill) ->
     second = distill("second", "north", "south", "west", options=options)
     with pytest.raises(OneRoundError, match="would start from"):
         distill("third", "north", "west", extends=second, without=["south"])
+    for start in STARTS:
+        changed = options.model_dump() | {"distillation": {"start": start}}
+        require_fresh_start(methods.get("kang2025").options_from(changed))
 
 
 def test_one_comes_and_one_leaves(distill: Distill) -> None:
@@ -194,6 +199,18 @@ def test_method_that_cannot_go_on(distill: Distill) -> None:
     first = distill("first", "north", "south", method=fedavg, options=fedavg.resolve())
     with pytest.raises(OneRoundError, match="fedavg cannot be extended"):
         distill("second", "north", "south", "west", extends=first)
+
+
+def test_another_method_cannot_go_on(distill: Distill, tmp_path: Path) -> None:
+    """It would have a bank of the late sites alone."""
+    fedavg = methods.get("fedavg")
+    first = distill("first", "north", "south", method=fedavg, options=fedavg.resolve())
+    late = {"extends": first, "method": "kang2025", "options": OPTIONS}
+    with pytest.raises(OneRoundError, match="made by fedavg"):
+        distill("second", "north", "south", "west", **late)
+    assert not (tmp_path / "second").exists()
+    left = distill("third", "north", "west", without=["south"], **late)
+    assert Ledger.read(left).entries[-1].how == "withdrawal", "a full run may have any method"
 
 
 def test_unfinished_run_cannot_be_extended(distill: Distill, tmp_path: Path) -> None:

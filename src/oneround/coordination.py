@@ -112,7 +112,7 @@ def distill(
             "full_options": options.model_dump(mode="json"),
         }
         kept = kept_of(before, change)
-        ensemble = ensemble_of(submissions)
+        ensemble = ensemble_of(submissions, study)
         options = extended_options(before, method, options, change, ensemble, study)
     configuration = (
         {
@@ -165,12 +165,13 @@ def limit(flops: float | None) -> dict[str, float]:
     return {} if flops is None else {"flops": flops}
 
 
-def ensemble_of(submissions: Sequence[Submission]) -> Ensemble:
+def ensemble_of(submissions: Sequence[Submission], study: Study) -> Ensemble:
     """The client models of submissions, with the rule ``auto``."""
     return Ensemble(
         [
             Client(s.manifest.site, s.model, s.manifest.architecture, s.manifest.images,
-                   s.manifest.class_counts, s.manifest.training.loss)
+                   s.manifest.class_counts, s.manifest.training.loss,
+                   study.training.class_weighted)
             for s in submissions
         ]
     )  # fmt: skip
@@ -180,7 +181,7 @@ def make_global_model(
     run: Run, study: Study, submissions: Sequence[Submission], method: Method, options: Strict
 ) -> GlobalModel:
     """Run the method, and write the global model and the curves into the RUN folder."""
-    ensemble = ensemble_of(submissions).to(run.fabric.device)
+    ensemble = ensemble_of(submissions, study).to(run.fabric.device)
     made = method.function(ensemble, study, run, options)
     if run.leads:
         save_model(run.path, made.model, made.architectures, study, method.name)

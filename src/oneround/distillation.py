@@ -133,6 +133,18 @@ class Lessons:
         order = torch.randperm(batches, generator=self.stage.generator("round", turn))
         return int(order[place])
 
+    def asked(self, number: int) -> tuple[int, ...] | None:
+        """Which client models teach a batch; ``None``: all of them."""
+        return self.ensemble.draw(self.samples.options.asked, self.stage.generator("asked", number))
+
+    def asks(self, number: int) -> tuple[str, ...]:
+        """The networks that :meth:`batch` runs: none of a batch that was taught already."""
+        if number in self.taught:
+            return ()
+        clients = self.ensemble.clients
+        chosen = self.asked(number) or range(len(clients))
+        return tuple(sorted(str(clients[k].architecture) for k in chosen))
+
     def batch(
         self, number: int
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
@@ -142,8 +154,7 @@ class Lessons:
         x, weight = (fabric.to_device(self.stage.mine(part)) for part in drawn)
         answers = self.taught.get(number)
         if answers is None:
-            asked = self.ensemble.draw(options.asked, self.stage.generator("asked", number))
-            answers = _teach(self.ensemble, self.adapted, x, options, asked)
+            answers = _teach(self.ensemble, self.adapted, x, options, self.asked(number))
             if options.batches:
                 self.taught[number] = answers
         return x, _teacher_weight(weight, options), answers
@@ -202,7 +213,7 @@ def train_student(
     loop = Loop(stage, options.steps, parts, keep_every=options.checkpoint_every)
     for step in loop:
         number = lessons.number(step)
-        with loop.meter.step("teach", number in lessons.taught):
+        with loop.meter.step("teach", *lessons.asks(number)):
             x, weight, (original, other) = lessons.batch(number)
         entry = learner.learn(loop, x, original, other, weight)
         if options.average:

@@ -81,6 +81,8 @@ class Client:
         images: number of training images.
         class_counts: training images of each class, or ``None`` if the site keeps them.
         loss: training loss of these weights at the site, or ``None`` if it is not known.
+        balanced: it was trained with classes weighted inverse to their frequency, so that all
+            classes of its site count the same to it.
     """
 
     site: str
@@ -89,6 +91,7 @@ class Client:
     images: int
     class_counts: tuple[int, ...] | None = None
     loss: float | None = None
+    balanced: bool = False
 
 
 class Ensemble(nn.Module):
@@ -100,8 +103,8 @@ class Ensemble(nn.Module):
 
     Attributes:
         weights: share of each client in every class, (K, classes), by class counts.
-        log_priors: log π_kc, the class mix of each site, (K, classes), with one image added to
-            every class; equal where a site keeps its class counts.
+        log_priors: log π_kc, the class mix that each client model has learned, (K, classes), with
+            one image added to every class; equal where a site keeps its class counts.
         votes: how much each client counts, (K,), at least 0; 1 unless a method learns them.
 
     Raises:
@@ -130,7 +133,7 @@ class Ensemble(nn.Module):
             to_fast_layout(model)
         class_counts = [client.class_counts for client in clients]
         self.register_buffer("weights", _weights(class_counts))
-        self.register_buffer("log_priors", _log_priors(class_counts))
+        self.register_buffer("log_priors", _log_priors(clients))
         self.register_buffer("votes", torch.ones(len(clients)))
 
     def with_rule(self, rule: Rule) -> Ensemble:
@@ -188,7 +191,8 @@ def prior_corrected(ensemble: Ensemble, study: Study) -> Ensemble:
     Computation* 2002; Menon et al., ICLR 2021). Two things change: a frequent class is not
     preferred, and a site that has hardly seen a class no longer votes against it. One image is
     added to every class, for those that a site has none of. Where a site keeps its class counts,
-    its model stays as it is. The rule ``prior-corrected`` becomes ``class-counts``.
+    its model stays as it is; where it was trained with weighted classes, those that it has are
+    equally frequent to it. The rule ``prior-corrected`` becomes ``class-counts``.
 
     Raises:
         OneRoundError: a client model does not end with a fully connected layer.
@@ -212,12 +216,15 @@ def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:
     return torch.where(counts.sum(0) > 0, counts / counts.sum(0).clamp_min(1), 1 / len(counts))
 
 
-def _log_priors(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:
+def _log_priors(clients: Sequence[Client]) -> torch.Tensor:
     """log((n_kc + 1) / Σ_c (n_kc + 1)); 0 where a site does not say."""
-    classes = max((len(counts) for counts in class_counts if counts), default=1)
-    known = [counts or (0,) * classes for counts in class_counts]
-    shares = torch.tensor(known, dtype=torch.float32) + 1
-    secret = torch.tensor([counts is None for counts in class_counts]).unsqueeze(1)
+    known = [client.class_counts for client in clients]
+    classes = max((len(counts) for counts in known if counts), default=1)
+    images = torch.tensor([counts or (0,) * classes for counts in known], dtype=torch.float32)
+    equal = images.sum(1, keepdim=True) / (images > 0).sum(1, keepdim=True).clamp_min(1)
+    balanced = torch.tensor([client.balanced for client in clients]).unsqueeze(1)
+    shares = torch.where(balanced & (images > 0), equal, images) + 1
+    secret = torch.tensor([counts is None for counts in known]).unsqueeze(1)
     return (shares / shares.sum(1, keepdim=True)).log().masked_fill(secret, 0.0)
 
 
@@ -311,11 +318,12 @@ def average(ensemble: Ensemble) -> nn.Module:
 def weighted_mean(
     states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float]
 ) -> dict[str, torch.Tensor]:
-    """Σ_k w_k·state_k / Σ_k w_k, tensor by tensor, in double precision and back."""
+    """Σ_k w_k·state_k / Σ_k w_k, tensor by tensor, in double precision and back, on the CPU: not
+    every device has doubles."""
     share = torch.tensor([float(weight) for weight in weights])
     share = share / share.sum()
     mean = {}
     for name, tensor in states[0].items():
-        total = sum(w * state[name].double() for w, state in zip(share, states, strict=True))
+        total = sum(w * state[name].cpu().double() for w, state in zip(share, states, strict=True))
         mean[name] = torch.as_tensor(total).to(tensor.dtype)
     return mean

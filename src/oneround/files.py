@@ -82,13 +82,14 @@ def save_state(path: str | os.PathLike[str], state: dict[str, object]) -> None:
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote; nothing but plain data is ever unpickled.
+    """Read what :func:`save_state` wrote, on the CPU, whichever device it was on; nothing but
+    plain data is ever unpickled.
 
     Raises:
         OneRoundError: the file is damaged or holds anything else.
     """
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise OneRoundError(
             "the checkpoint is damaged.",

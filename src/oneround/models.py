@@ -308,7 +308,8 @@ class SynchronizedBatchNorm(_BatchNorm):
         if not (batch_statistics and several):
             return super().forward(input)
         others, world = [0, *range(2, input.ndim)], torch.distributed.get_world_size()
-        sums = torch.stack([input.mean(others), input.square().mean(others)])
+        wide = input.float()  # half a number has no room for the difference of two squares
+        sums = torch.stack([wide.mean(others), wide.square().mean(others)])
         total = _SumOverProcesses.apply(sums)  # type: ignore[no-untyped-call]
         mean, square = total / world  # parts are of equal size
         variance = square - mean.square()
@@ -326,7 +327,8 @@ class SynchronizedBatchNorm(_BatchNorm):
         scale = scale if self.weight is None else scale * self.weight
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
         per_channel = (1, -1, *(1,) * (input.ndim - 2))
-        return torch.addcmul(shift.view(per_channel), input, scale.view(per_channel))
+        normal = torch.addcmul(shift.view(per_channel), wide, scale.view(per_channel))
+        return normal.to(input.dtype)
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -243,7 +243,7 @@ def evaluate_all(
     rule: Rule,
 ) -> tuple[Models, list[str]]:
     """Metrics of all models on the test images, and notes on what could not be evaluated."""
-    ensemble = ensemble_of(submissions)
+    ensemble = ensemble_of(submissions, study)
     notes = [
         f"{s.manifest.site} has no training image of class {study.classes[c]}."
         for s in submissions

@@ -83,6 +83,9 @@ class Stage:
         curve: its log: one dict of numbers for each logged step.
         observed: one dict for each look: ``flops`` and ``seconds`` since the start of the run,
             and what the observer saw.
+
+    Raises:
+        OneRoundError: mixed precision with a scaled loss.
     """
 
     name: str
@@ -96,6 +99,14 @@ class Stage:
     cost: Cost = field(default_factory=Cost)
     curve: list[dict[str, Any]] = field(default_factory=list)
     observed: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.fabric.strategy.precision.precision == "16-mixed":
+            raise OneRoundError(
+                "precision 16-mixed scales losses, which images that are being synthesized and "
+                "checkpoints know nothing of.",
+                remedy="Use bf16-mixed, which needs no scaling, or 32-true.",
+            )
 
     def generator(self, *piece: object) -> torch.Generator:
         """A CPU generator for one piece of this stage."""

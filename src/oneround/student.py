@@ -20,6 +20,9 @@ from oneround.model_file import load_model
 from oneround.stage import Stage, derived_seed
 from oneround.study import ArchitectureSpec, Strict, Study
 
+STARTS = ("auto", "corrected", "scratch", "average")
+"""What a student may start from besides a model file: the client models at hand, or nothing."""
+
 NEAR = 0.25
 """Of sites whose logarithms of class counts differ by less (about a quarter more or fewer images),
 the training losses are compared."""
@@ -75,7 +78,7 @@ def new_student(
                 remedy="Leave out distillation.student, or set distillation.start=scratch.",
             )
         student.requires_grad_(True)
-    elif options.start not in ("auto", "corrected", "scratch"):
+    elif options.start not in STARTS:
         student = _from_file(options.start, study, architecture)
     elif options.start != "scratch" and broadest:
         student = copy.deepcopy(broadest.model).requires_grad_(True)

@@ -27,6 +27,7 @@ from oneround.ledger import How, Ledger
 from oneround.methods import Method
 from oneround.model_file import WEIGHTS
 from oneround.run import Kept
+from oneround.student import STARTS
 from oneround.study import Strict, Study
 from oneround.submission import Submission
 
@@ -140,8 +141,15 @@ def extended_options(
     """The options of an extension: less work than a full run, from where the last one ended.
 
     Raises:
-        OneRoundError: the method cannot be extended.
+        OneRoundError: the method cannot be extended, or is not that of the earlier run.
     """
+    if method.name != before.configuration["method"]:
+        raise OneRoundError(
+            f"this run was made by {before.configuration['method']}, whose work {method.name} "
+            "cannot go on with.",
+            file=before.path,
+            remedy="Leave out --method, or make a full run from all submissions, without --extend.",
+        )
     if method.extend is None:
         raise OneRoundError(
             f"method {method.name} cannot be extended.",
@@ -158,7 +166,7 @@ def require_fresh_start(options: Strict) -> None:
         OneRoundError: the student starts from a model file.
     """
     start = getattr(getattr(options, "distillation", None), "start", "auto")
-    if start not in ("auto", "scratch", "average"):
+    if start not in STARTS:
         raise OneRoundError(
             f"the student would start from {start}, which may hold what the site has left in it.",
             remedy="Add --set distillation.start=auto.",

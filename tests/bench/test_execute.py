@@ -71,7 +71,7 @@ def test_every_cell_becomes_a_row(folder: Path) -> None:
     splits, study = small.setting.load()
     assert splits.test is not None
     handed_in = sorted((folder / "out" / "clients" / small.setting.hash).rglob("*.oneround"))
-    ensemble = ensemble_of(read_submissions(handed_in, study))
+    ensemble = ensemble_of(read_submissions(handed_in, study), study)
     metrics = evaluate(average(ensemble), splits.test, study.image)
     assert found["fedavg"].accuracy == pytest.approx(metrics.accuracy, abs=1e-5)
 

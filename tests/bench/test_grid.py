@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomlkit
 
+from oneround.bench import grid
 from oneround.bench.grid import Bench, cells
 from oneround.errors import OneRoundError
 from tiny import splits, write_npz
@@ -24,10 +26,10 @@ def read(folder: Path, **changes: Any) -> Bench:
 
 def test_a_file_is_the_grid_that_it_says(folder: Path) -> None:
     assert read(folder) == bench()
-    grid = list(cells(bench(), folder))
-    assert len(grid) == len({cell.hash for cell in grid}) == 2 * 2 * 2
-    assert [cell.setting.seed for cell in grid] == [1] * 4 + [2] * 4, "first seed first"
-    assert str(grid[1]) == "equal FLOPs, feddf: colors, iid, 2 sites, seed 1"
+    found = list(cells(bench(), folder))
+    assert len(found) == len({cell.hash for cell in found}) == 2 * 2 * 2
+    assert [cell.setting.seed for cell in found] == [1] * 4 + [2] * 4, "first seed first"
+    assert str(found[1]) == "equal FLOPs, feddf: colors, iid, 2 sites, seed 1"
 
 
 def test_entries_can_be_restricted(folder: Path) -> None:
@@ -42,9 +44,9 @@ def test_entries_can_be_restricted(folder: Path) -> None:
 
 
 def test_all_methods_share_the_client_models_of_a_setting(folder: Path) -> None:
-    grid = list(cells(bench(), folder))
-    assert len({cell.setting.hash for cell in grid}) == 4
-    assert grid[0].setting.hash == grid[1].setting.hash
+    found = list(cells(bench(), folder))
+    assert len({cell.setting.hash for cell in found}) == 4
+    assert found[0].setting.hash == found[1].setting.hash
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,24 @@ def test_public_images_are_filled_in_where_a_method_takes_some(folder: Path) -> 
     ensemble, feddf = list(cells(bench(), folder))[:2]
     assert "public" not in ensemble.options().model_dump()
     assert feddf.options().model_dump()["public"] == str(folder / "public.npz")
+
+
+def test_real_sites_are_as_many_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, study = grid._load(bench().data[0], folder, bench())
+
+    def hashes_of(count: int) -> set[str]:
+        named = tuple(f"site {number % count}" for number in range(len(drawn.train)))
+        train = dataclasses.replace(drawn.train, sites=named)
+        monkeypatch.setattr(
+            grid, "_load", lambda *_: (dataclasses.replace(drawn, train=train), study)
+        )
+        grid._fingerprint.cache_clear()
+        found = list(cells(bench(partitions=["site"], sites=[5, 20], seeds=[1]), folder))
+        assert [cell.setting.sites for cell in found] == [count, count]
+        return {cell.hash for cell in found}
+
+    assert not hashes_of(3) & hashes_of(4)
+    grid._fingerprint.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,20 @@ def test_a_site_comes_late_and_another_leaves(
     assert "north withdrew" in (three / "model-card.md").read_text()
 
 
+def test_an_extension_has_the_method_of_the_run_whatever_the_preset(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    north, south = workplace.submissions
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert call("distill", workplace.study, north, "--method", "fedavg", "--out", one).code == 0
+    late = call(
+        "distill", workplace.study, north, south,
+        "--extend", one, "--preset", "paper", "--out", two,
+    )  # fmt: skip
+    assert late.code == 1
+    assert "fedavg cannot be extended" in " ".join(late.err.split())
+
+
 def test_without_needs_a_model_to_leave(call: Call, workplace: Workplace, tmp_path: Path) -> None:
     command = ["distill", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
     outcome = call(*command, "--without", "west")

@@ -87,3 +87,11 @@ def test_needs_batch_norm(tmp_path: Path) -> None:
     members = [*clients(1), Client("other", network(1, group), group, 10, (1, 2, 3))]
     with Run(tmp_path, {}) as run, pytest.raises(OneRoundError, match="no BatchNorm"):
         METHOD.function(Ensemble(members), STUDY, run, METHOD.resolve("paper", TINY))
+
+
+def test_one_batch_whatever_its_size_in_memory(tmp_path: Path) -> None:
+    with Run(tmp_path, {}) as run:
+        made(run, ["inversion.batch_size=2", "epochs=1"])
+        assert run.costs()["distillation"].flops
+    with pytest.raises(OneRoundError, match="all clients together"):
+        METHOD.resolve("paper", ["inversion.clients=in-turn"])

@@ -108,6 +108,9 @@ def test_in_turn_every_client_gets_as_many_images_in_its_class_mix() -> None:
     ]  # fmt: skip
     of = [torch.cat([b.targets for b in batches if b.client == k]).unique() for k in range(3)]
     assert [found.tolist() for found in of] == [[0], [1, 2], [0, 1, 2]]
+    noisy = [dataclasses.replace(members[0], class_counts=(0, 0, 0))]
+    [batch] = batches_of(noisy, 3, options(images=6, batch_size=6, clients="in-turn"))
+    assert batch.targets.bincount().tolist() == [2, 2, 2], "counts of nothing say nothing"
     few = batches_of(members, 3, options(images=2, clients="in-turn"))
     assert [(b.client, len(b.targets)) for b in few] == [(0, 1), (1, 1)]
 

@@ -239,7 +239,11 @@ class Cell:
 
 def cells(bench: Bench, folder: Path) -> Iterator[Cell]:
     """All cells; seed by seed, so that an unfinished grid has all methods on the first ones."""
-    places = itertools.product(bench.seeds, bench.data, bench.partitions, bench.sites)
+    places = [
+        (seed, source, partition, sites)
+        for seed, source, partition in itertools.product(bench.seeds, bench.data, bench.partitions)
+        for sites in _numbers_of_sites(bench, source, partition, folder)
+    ]
     for seed, source, partition, sites in places:
         setting = Setting(bench, source, partition, sites, seed, folder)
         for entry in bench.entries:
@@ -250,6 +254,16 @@ def cells(bench: Bench, folder: Path) -> Iterator[Cell]:
             )
             if all(not only or value in only for value, only in wanted):
                 yield Cell(setting, entry)
+
+
+def _numbers_of_sites(
+    bench: Bench, source: DataSource, partition: str, folder: Path
+) -> tuple[int, ...]:
+    """Those of the grid, or that of the data where its sites are real ones."""
+    if partition != "site":
+        return bench.sites
+    named = _load(source, folder, bench)[0].train.sites
+    return bench.sites[:1] if named is None else (len(set(named)),)
 
 
 def parse_partition(text: str) -> tuple[Partition, float]:
@@ -295,13 +309,15 @@ def _load(source: DataSource, folder: Path, bench: Bench) -> tuple[Splits, Study
 
 @lru_cache(maxsize=64)
 def _fingerprint(source: DataSource, folder: Path, bench: Bench) -> str:
-    """Of all images and labels."""
+    """Of all images, their labels and sites."""
     splits, _ = _load(source, folder, bench)
     digest = hashlib.sha256()
     for part in (splits.train, splits.val, splits.test):
         if part is not None:
             digest.update(part.images.numpy().tobytes())
             digest.update(part.labels.numpy().tobytes())
+            if part.sites is not None:
+                digest.update(json.dumps(list(part.sites)).encode())
     return digest.hexdigest()
 
 

@@ -130,10 +130,10 @@ def _chosen(
     extend: Path | None, method: str | None, preset: str | None, changes: list[str]
 ) -> tuple[Method, Strict]:
     """Method and options as given, or else those of the run that is extended."""
-    if extend and not (method or preset):
-        before = Predecessor.read(extend)
+    before = Predecessor.read(extend) if extend and not method else None
+    if before and not preset:
         return before.method, before.options(changes)
-    chosen = methods.get(method or methods.DEFAULT)
+    chosen = before.method if before else methods.get(method or methods.DEFAULT)
     return chosen, chosen.resolve(preset or "quick", changes)
 
 

@@ -24,7 +24,7 @@ of Adam (0.5, 0.9) as in DeepInversion's ImageNet code (its default: 0.9, 0.999)
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from oneround.ensemble import Ensemble, Rule, with_batch_statistics
 from oneround.loop import Loop
@@ -33,7 +33,7 @@ from oneround.run import Run
 from oneround.student import Learner, StudentOptions, new_student
 from oneround.study import Strict, Study
 from oneround.synthesis import InversionOptions
-from oneround.synthesis.inversion import batches_of, trajectory
+from oneround.synthesis.inversion import Batch, trajectory
 from oneround.synthesis.watched import watch
 
 NEEDS = "Client models with BatchNorm."
@@ -45,7 +45,7 @@ class Options(Strict):
     Attributes:
         rule: how the outputs of the client models become one.
         epochs: trajectories, one after the other.
-        inversion: of each; ``inversion.images`` is the size of the batch.
+        inversion: of each, by all clients together; ``inversion.images`` is the size of the batch.
         distillation: the student.
     """
 
@@ -62,6 +62,12 @@ class Options(Strict):
     distillation: StudentOptions = StudentOptions(
         learning_rate=1e-3, schedule="step", temperature=20, start="scratch"
     )
+
+    @model_validator(mode="after")
+    def _all_clients_together(self) -> Options:
+        if self.inversion.clients != "together":
+            raise ValueError("fedisca inverts all clients together: inversion.clients=together")
+        return self
 
 
 PRESETS: dict[str, Strict] = {
@@ -81,7 +87,7 @@ def fedisca(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Glo
     """The method; a killed run goes on with the epoch that it was in."""
     ensemble = ensemble.with_rule(options.rule)
     teacher, adapted, watched = ensemble.folded(), with_batch_statistics(ensemble), watch(ensemble)
-    (batch,) = batches_of(ensemble.clients, len(study.classes), options.inversion)
+    batch = Batch(torch.arange(options.inversion.images) % len(study.classes))
     stage = run.stage("distillation")
     student, architecture = new_student(ensemble, study, options.distillation, stage)
     learner = Learner(student, options.distillation, stage)

@@ -172,14 +172,16 @@ def batches_of(
     clients: Sequence[Client], classes: int, options: InversionOptions, only: Sequence[str] = ()
 ) -> list[Batch]:
     """All batches: of balanced targets, or as many images for each client (or each site in
-    ``only``), in its class mix (balanced too where a site keeps its class counts)."""
+    ``only``), in its class mix (balanced too where a site keeps its class counts or gives zeros,
+    as counts with noise may be)."""
     if options.clients == "together":
         targets = torch.arange(options.images) % classes
         return [Batch(part) for part in torch.split(targets, options.batch_size)]
     batches = []
     turns = [k for k, client in enumerate(clients) if not only or client.site in only]
     for k, images in zip(turns, torch.arange(options.images).tensor_split(len(turns)), strict=True):
-        targets = class_mix(clients[k].class_counts or (1,) * classes, len(images))
+        counts = clients[k].class_counts or ()
+        targets = class_mix(counts if any(counts) else (1,) * classes, len(images))
         parts = targets.tensor_split(-(-len(targets) // options.batch_size)) if len(targets) else ()
         batches += [Batch(part, k) for part in parts]
     return batches
