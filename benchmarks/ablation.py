@@ -2,9 +2,9 @@
 
     python benchmarks/ablation.py bloodmnist.npz runs/bloodmnist/*
 
-Each RUN folder comes from `oneround simulate`. Every variant starts from its submissions, and
-from its image bank where the change leaves the bank as it was. Rows go to a CSV file at once,
-so that an interrupted run goes on with the next variant. Test images only report.
+Each RUN folder comes from `oneround simulate --method kang2025`. Every variant starts from its
+submissions, and from its image bank where the change leaves the bank as it was. Rows go to a CSV
+file at once, so that an interrupted run goes on with the next variant. Test images only report.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from table import summary
 from oneround import methods
 from oneround.coordination import ensemble_of
 from oneround.data import ImageSet, read_splits
-from oneround.distillation import Samples, new_student, train_student
+from oneround.distillation import Samples, train_student
 from oneround.ensemble import adapt_to_noise
 from oneround.evaluation import evaluate
 from oneround.files import read_json
 from oneround.noise import StructureNoise
 from oneround.stage import Stage
+from oneround.student import new_student
 from oneround.study import Study, merged, parse_assignment
 from oneround.submission import read_submissions
 from oneround.synthesis import synthesize
@@ -89,6 +90,10 @@ def measure(run: Path, data: Path, split: str, variant: str) -> dict[str, Any]:
     configuration = read_json(run / "configuration.json")
     study = Study.validate_options(configuration["study"], str(run))
     method = methods.get("kang2025")
+    if configuration["method"] != method.name:
+        raise typer.BadParameter(
+            f"{run} is a run of {configuration['method']}, not of {method.name}"
+        )
     own: Any = method.options.validate_options(configuration["options"], str(run))
     content = own.model_dump(mode="json")
     for assignment in VARIANTS[variant]:
@@ -97,7 +102,7 @@ def measure(run: Path, data: Path, split: str, variant: str) -> dict[str, Any]:
     images: ImageSet = getattr(read_splits(data, image=study.image, classes=study.classes), split)
     submissions = read_submissions(sorted((run / "submissions").glob("*.oneround")), study)
 
-    ensemble = ensemble_of(submissions).with_rule(options.rule)
+    ensemble = ensemble_of(submissions, study).with_rule(options.rule)
     noise = StructureNoise(study.image, options.noise)
     same_bank = own.inversion == options.inversion and (
         own.rule == options.rule or options.inversion.clients == "in-turn"

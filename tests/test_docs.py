@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import importlib.util
 import inspect
 import json
@@ -141,9 +142,10 @@ def test_commands_parse() -> None:
         command, arguments = find(words)
         try:
             given = command.make_context(words[0], list(arguments)).params
-            if given.get("method") in methods.names():
+            name = (given["method"] or methods.DEFAULT) if "method" in given else ""
+            if name in methods.names() and not given.get("extend"):
                 changes = [c for c in given["changes"] or [] if not c.startswith("training.")]
-                methods.get(given["method"]).resolve("quick", changes)
+                methods.get(name).resolve("quick", changes)
         except Exception as error:
             pytest.fail(f"{page.name}: oneround {shlex.join(words)}: {error}")
 
@@ -155,6 +157,30 @@ def test_commands_in_the_text_are_there() -> None:
             known = {name for parameter in command.params for name in parameter.opts}
             options = {word for word in words if word.startswith("--")}
             assert options <= known | {"--help"}, f"{page.name}: {text}"
+
+
+def test_options_of_the_examples_are_those_of_the_default_method() -> None:
+    found = [
+        options.split()
+        for page in PAGES
+        for options in re.findall(r'examples/\S+ .*--options "([^"]+)"', page.read_text("utf-8"))
+    ]
+    assert found
+    for changes in found:
+        methods.get().resolve("quick", changes)
+
+
+def test_scripts_import_what_is_there() -> None:
+    scripts = [
+        p for part in ("benchmarks", "docs", "examples") for p in (ROOT / part).rglob("*.py")
+    ]
+    assert len(scripts) > 10
+    for script in scripts:
+        for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("oneround"):
+                module = importlib.import_module(node.module or "")
+                missing = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert not missing, f"{script}: {node.module} has no {missing}"
 
 
 def test_targets_of_make_are_there() -> None:

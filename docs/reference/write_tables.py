@@ -128,8 +128,8 @@ def walk() -> Iterator[tuple[str, Any]]:
 
 
 def _command(name: str, command: Any) -> str:
-    paragraphs = inspect.cleandoc(command.help).replace("Example: ", "").split("\n\n")
-    *texts, example = (" ".join(paragraph.split()) for paragraph in paragraphs)
+    paragraphs = inspect.cleandoc(command.help).split("\n\n")
+    texts = [_with_example(" ".join(paragraph.split())) for paragraph in paragraphs]
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = [f"oneround {name}", *(_argument(p) for p in arguments), "[OPTIONS]"]
     hints = get_type_hints(inspect.unwrap(command.callback))
@@ -140,10 +140,18 @@ def _command(name: str, command: Any) -> str:
             f"## {name}",
             f"`{' '.join(usage)}`",
             *texts,
-            f"```console\n{example.strip('`')}\n```",
             table(["option", "default", "meaning"], rows),
         ]
     )
+
+
+def _with_example(text: str) -> str:
+    """A paragraph that ends with a command, with that in a block of its own."""
+    found = re.fullmatch(r"(.*): `(oneround [^`]*)`", text)
+    if not found:
+        return text
+    lead, example = found.groups()
+    return ("" if lead == "Example" else f"{lead}:\n\n") + f"```console\n{example}\n```"
 
 
 def _argument(parameter: Any) -> str:
