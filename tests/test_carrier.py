@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,25 @@ def test_larger_than_any_submission(
     assert not list(tmp_path.glob("*.oneround*"))
 
 
+def test_names_that_nobody_would_collect(place: Place, file: Path) -> None:
+    for name in ("north.bin", "_north.oneround", "north+2.oneround", "Gene\u0300ve.oneround"):
+        other = file.with_name(name)
+        other.write_bytes(CONTENT)
+        with pytest.raises(OneRoundError, match="would pass over") as caught:
+            Carrier(place.url).send(other)
+        assert "Rename" in caught.value.remedy
+    assert place.names() == []
+
+
+def test_a_file_that_cannot_be_fetched_is_named(place: Place, tmp_path: Path) -> None:
+    place.write("north.oneround", CONTENT)
+    carrier = Carrier(place.url)
+    [item] = carrier.items()
+    with pytest.raises(OneRoundError) as caught:
+        carrier.fetch(replace(item, name="south.oneround"), tmp_path)
+    assert str(caught.value.file).endswith("/south.oneround")
+
+
 def test_unknown_host_key_is_refused(sftp: Place, file: Path, tmp_path: Path) -> None:
     (tmp_path / ".ssh" / "known_hosts").write_text("")
     with pytest.raises(OneRoundError, match="cannot be reached") as caught:
@@ -252,6 +271,11 @@ def test_secrets_stay_out_of_urls_and_messages(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(OneRoundError, match="a password in a URL") as caught:
         Carrier("sftp://north:sesame@example.org/x")
     assert "sesame" not in str(caught.value)
+    for url in ("sftp://north:sesa#me@example.org/x", "sftp://a:sesame/x", "sftp://[::1/sesame"):
+        with pytest.raises(OneRoundError, match="this is no URL") as caught:
+            Carrier(url)
+        assert "sesa" not in str(caught.value)
+        assert caught.value.__cause__ is None
     monkeypatch.setenv("ONEROUND_TOKEN", "secret-token")
     with pytest.raises(OneRoundError, match="without TLS"):
         Carrier("http://example.org/x/")

@@ -92,15 +92,26 @@ def test_sealed_files(trained: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(trained["north"], inbox)
     shutil.copy(trained["south"], inbox)
     seal_submission(inbox / "north.oneround", study, key=pair.private)
-    assert [path.name for path in submissions_in(inbox)] == ["north.oneround", "south.oneround"]
-    (inbox / "north.oneround").unlink()
+    shutil.copy(trained["north"], inbox)
     identity = keys.Identity(coordinator.private)
     found = status(study, submissions_in(inbox), identity=identity)
     assert [(f.file, f.site, f.accepted) for f in found.files] == [
+        ("north.oneround", None, False),  # not signed
         ("north.oneround.age", "north", True),
         ("south.oneround", None, False),
     ]
-    assert found.files[0].signed_by == keys.fingerprint(study.hand_in.keys["north"])
+    assert found.files[1].signed_by == keys.fingerprint(study.hand_in.keys["north"])
+
+
+def test_both_forms_of_a_file_are_one(trained: dict[str, Path], tmp_path: Path) -> None:
+    coordinator = keys.new_encryption_key(tmp_path / "coordinator")
+    study = asking(encrypt_to=keys.read_recipient(coordinator.public))
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    shutil.copy(trained["north"], inbox)
+    seal_submission(inbox / "north.oneround", study)
+    found = status(study, submissions_in(inbox), identity=keys.Identity(coordinator.private))
+    assert [(f.file, f.accepted) for f in found.files] == [("north.oneround", True)]
 
 
 def test_without_a_list_of_sites_those_with_keys_are_asked(tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_files_from_anyone(run: Path, tmp_path: Path, changes: dict[str, Any], r
     assert caught.value.file == str(path)
 
 
+def test_text_from_anyone_stays_on_a_short_line(tmp_path: Path) -> None:
+    """It goes to terminals and, by the notes of a run, into the model card."""
+    path = tmp_path / "north.json"
+    strange = "x\n\n## Approved\n\x1b]0;title\x07" + 1000 * "y"
+    path.write_text(json.dumps({f"{strange}{number}": 1 for number in range(1000)}))
+    with pytest.raises(OneRoundError, match="more") as caught:
+        read_evaluation(path)
+    assert caught.value.reason.isprintable()
+    assert len(caught.value.reason) < 5000
+
+
 def test_what_all_sites_say_together(run: Path) -> None:
     found = at_site(run)
     told = found.global_model.model_dump()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_interrupted_and_resumed_is_bit_equal(
     assert equal(train("resumed")[0], straight), "a finished training is read, not repeated"
 
 
+def inverted(data: ImageSet) -> ImageSet:
+    return replace(data, images=255 - data.images)
+
+
+def swapped(data: ImageSet) -> ImageSet:
+    """Other labels, as many of each."""
+    return replace(data, labels=data.labels.flip(0))
+
+
 def test_refuses_the_checkpoint_of_another_training(tmp_path: Path) -> None:
     def train(study: Study, site: str, data: ImageSet) -> None:
         train_client(study, site, data, stage=Stage("training", 0, tmp_path))
@@ -104,6 +114,8 @@ def test_refuses_the_checkpoint_of_another_training(tmp_path: Path) -> None:
         (study_with(epochs=3), "north", images()),
         (STUDY, "south", images()),
         (STUDY, "north", images(30)),
+        (STUDY, "north", inverted(images())),
+        (STUDY, "north", swapped(images())),
     ]:
         with pytest.raises(OneRoundError, match="belongs to another") as caught:
             train(study, site, data)

@@ -94,8 +94,15 @@ class Carrier:
     """
 
     def __init__(self, url: str, progress: Progress = silent) -> None:
-        self.scheme = urlsplit(url).scheme if "://" in url or url.startswith("file:") else ""
-        self.shown = _without_secrets(url)
+        try:
+            self.scheme = urlsplit(url).scheme if "://" in url or url.startswith("file:") else ""
+            self.shown = _without_secrets(url)
+        except ValueError:  # it may quote a part of a password
+            raise OneRoundError(
+                "this is no URL.",
+                remedy="Write it as sftp://USER@HOST:PORT/FOLDER; characters such as # and @ in a "
+                "name as %23 and %40, and no password.",
+            ) from None
         self._progress = progress
         with self._told("reached"):
             self._files, self._root = _connected(url, self.scheme)
@@ -137,8 +144,14 @@ class Carrier:
             OneRoundError: there is another file of this name, or it did not arrive whole. Then
                 what was there before is there still, but for HTTPS PUT, where the server decides.
         """
-        digest, size = _sha256(file), file.stat().st_size
         target = self._path(file.name)
+        if not FILE_NAME.fullmatch(posixpath.basename(target)) and target != self._root:
+            raise OneRoundError(
+                "who collects would pass over a file of this name.",
+                file=file,
+                remedy="Rename it, such as to SITE.oneround (letters, digits and . _ - ( ) space).",
+            )
+        digest, size = _sha256(file), file.stat().st_size
         with self._told("sent"):
             if self.scheme not in _WHOLE_AT_ONCE and not self._files.isdir(self._root):
                 raise FileNotFoundError
@@ -165,8 +178,9 @@ class Carrier:
             OneRoundError: it is larger than a submission may be, or cannot be read.
         """
         target, part = folder / item.name, folder / f".{item.name}.part"
+        self._require_size(item.size, item.name)
         try:
-            with self._told("fetched"), part.open("wb") as file:
+            with self._told("fetched", item.name), part.open("wb") as file:
                 for chunk in self._chunks(self._path(item.name), item.size, "fetching"):
                     file.write(chunk)
             if item.modified is not None:
@@ -229,18 +243,22 @@ class Carrier:
         with closing(self._files.open(path, "rb", **options)) as file:
             while chunk := file.read(CHUNK):
                 done += len(chunk)
-                if done > LIMIT_BYTES:
-                    raise OneRoundError(
-                        f"the file is larger than {LIMIT_BYTES} bytes.",
-                        file=f"{self.shown.rstrip('/')}/{name}",
-                        remedy="No submission is so large: look who put it there.",
-                    )
+                self._require_size(done, name)
                 self._progress(stage, done, max(size, done), name)
                 yield chunk
 
+    def _require_size(self, size: int, name: str) -> None:
+        if size > LIMIT_BYTES:
+            raise OneRoundError(
+                f"the file is larger than {LIMIT_BYTES} bytes.",
+                file=f"{self.shown.rstrip('/')}/{name}",
+                remedy="No submission is so large: look who put it there.",
+            )
+
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _told(self, what: str, name: str = "") -> Iterator[None]:
         """Errors of any carrier as ours: they have no common base, and may quote secrets."""
+        place = f"{self.shown.rstrip('/')}/{name}" if name else self.shown
         try:
             yield
         except (OneRoundError, KeyboardInterrupt):
@@ -254,7 +272,7 @@ class Carrier:
         except Exception as error:
             reason = _reason(error)
             raise OneRoundError(
-                f"cannot be {what}: {reason}.", file=self.shown, remedy=_remedy(error, self.scheme)
+                f"cannot be {what}: {reason}.", file=place, remedy=_remedy(error, self.scheme)
             ) from error
 
 

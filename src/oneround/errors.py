@@ -29,6 +29,13 @@ class OneRoundError(Exception):
         return f"{where}{self.reason}{remedy}"
 
 
+def printable(text: str, longest: int = 300) -> str:
+    """Text from a stranger on one line of a terminal: control characters are shown, not sent, and
+    what is longer than ``longest`` characters is cut."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: longest + 1])
+    return shown if len(text) <= longest else shown[: longest - 1] + "…"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that a check found; checks return lists of these.

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, computed_field
 
 from oneround.errors import OneRoundError, Problem
-from oneround.keys import Identity
+from oneround.keys import ENCRYPTED_SUFFIX, Identity
 from oneround.study import Study
 from oneround.submission import (
     FILE_NAME,
@@ -96,7 +96,8 @@ def status(
 
     Args:
         study: the agreement.
-        paths: files, from anyone; their modification time counts as the time they came.
+        paths: files, from anyone; their modification time counts as the time they came. The
+            encrypted form of one that is accepted is passed over.
         identity: opens encrypted ones.
         now: the time in UTC; that of the clock by default.
         look: in place of :func:`examine`, for who remembers files that have not changed.
@@ -104,8 +105,12 @@ def status(
     now = now or datetime.now(UTC)
     look = look or (lambda path: examine(path, study, identity))
     files, good = [], []
-    for path in map(Path, paths):
+    accepted: set[Path] = set()
+    for path in sorted(map(Path, paths)):  # a plain file comes before its encrypted form
+        if path.suffix == ENCRYPTED_SUFFIX and path.with_suffix("") in accepted:
+            continue
         found, submission = look(path)
+        accepted |= {path} if submission else set()
         files.append(found)
         good += [submission] if submission else []
     there = {submission.manifest.site for submission in good}
@@ -128,8 +133,6 @@ def expected_sites(study: Study) -> Sequence[str]:
 def submissions_in(folder: str | os.PathLike[str]) -> list[Path]:
     """The files in a folder that may be submissions, by name.
 
-    Of a submission that is there both encrypted and in the clear, the encrypted one is left out.
-
     Raises:
         OneRoundError: there is no such folder.
     """
@@ -137,9 +140,7 @@ def submissions_in(folder: str | os.PathLike[str]) -> list[Path]:
     if not folder.is_dir():
         raise OneRoundError("there is no such folder.", file=folder, remedy="Check the path.")
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    names = {name for name in names if FILE_NAME.fullmatch(name)}
-    twice = {name for name in names if name.removesuffix(".age") in names - {name}}
-    return [folder / name for name in sorted(names - twice)]
+    return [folder / name for name in sorted(names) if FILE_NAME.fullmatch(name)]
 
 
 def examine(

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,9 @@ from oneround.model_file import load_model
 from oneround.study import Name, Strict, Study, Text, validated
 from oneround.submission import read_submission
 from oneround.submission.manifest import Count, Sha256, now
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 LIMIT_BYTES = 1 << 24
 FILE = "evaluations.json"
@@ -111,6 +114,7 @@ def evaluate_at_site(
     *,
     split: Chosen,
     own: str | os.PathLike[str] | None = None,
+    fabric: Fabric | None = None,
 ) -> SiteEvaluation:
     """Measure the global model, and the site's own, on images of the site.
 
@@ -121,6 +125,7 @@ def evaluate_at_site(
         site: its name.
         split: what is told of which images they are.
         own: the site's submission.
+        fabric: device and precision; the CPU by default.
 
     Raises:
         OneRoundError: a model cannot be read or is of another study, the study does not know the
@@ -145,7 +150,7 @@ def evaluate_at_site(
                 file=path,
                 remedy="Give the global model of this study, and the site's own submission to it.",
             )
-        return _told(evaluate(loaded.model, images, study.image), least)
+        return _told(evaluate(loaded.model, images, study.image, fabric=fabric), least)
 
     if own is not None and (other := read_submission(own).manifest.site) != site:
         raise OneRoundError(

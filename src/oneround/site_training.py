@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from oneround.errors import OneRoundError
 from oneround.stage import Progress, Stage, cpu, derived_seed, silent
 from oneround.study import ArchitectureSpec, Study
 from oneround.submission import Manifest, check_submission
-from oneround.training import TrainedClient, train_client
+from oneround.training import CHECKPOINT, TrainedClient, train_client
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -81,5 +81,7 @@ def make_submission(
         study, site, splits.train, splits.val, architecture=architecture, stage=stage
     )
     manifest = client.write(file, study)
-    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # the folder may be one that was there, with other files
+        (work / CHECKPOINT).unlink(missing_ok=True)
+        work.rmdir()
     return Made(file, sheet, client, manifest, stage.cost)

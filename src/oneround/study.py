@@ -29,8 +29,10 @@ from pydantic import (
     model_validator,
 )
 
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, printable
 from oneround.files import write_atomic
+
+MOST_PROBLEMS = 10  #: that one error tells of
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$"
 
@@ -334,16 +336,18 @@ def validated(model: type[Model], content: object, file: str | os.PathLike[str])
     """``content`` as ``model``, or an error that names file, key and remedy.
 
     Raises:
-        OneRoundError: with every rule that is broken.
+        OneRoundError: with the rules that are broken.
     """
     try:
         return model.model_validate(content)
     except ValidationError as error:
         problems = error.errors()
         lines = [
-            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
-            for problem in problems
+            printable(f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}")
+            for problem in problems[:MOST_PROBLEMS]
         ]
+        if more := problems[MOST_PROBLEMS:]:
+            lines.append(f"and {len(more)} more")
         keys = _keys_beside(model, problems[0]["loc"])
         raise OneRoundError(
             "; ".join(lines) + ".",

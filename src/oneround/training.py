@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from oneround.files import load_state, save_state
 from oneround.stage import Stage, derived_seed
 from oneround.study import ArchitectureSpec, Study, TrainingSpec
 from oneround.submission import Manifest, TrainingSummary, write_submission
+
+CHECKPOINT = "checkpoint.pt"
 
 SMALLEST_BATCH = 8
 """Statistics of fewer images say little to BatchNorm."""
@@ -97,16 +100,18 @@ def train_client(
     optimizer, schedule = _optimizer(network, spec, training_steps(len(train), spec))
     wrapped, optimizer = stage.fabric.setup(network, optimizer)
     best: dict[str, Any] = {"loss": float("inf"), "epoch": 0, "model": {}}
-    identity = f"{study.hash} {architecture} {seed} {train.class_counts().tolist()}"
+    checkpoint = stage.file(CHECKPOINT)
+    identity = (
+        f"{study.hash} {architecture} {seed} {_fingerprint(train, val) if checkpoint else ''}"
+    )
     first = 1
-    checkpoint = stage.file("checkpoint.pt")
     if checkpoint is not None and checkpoint.exists():
         state = load_state(checkpoint)
         if state["identity"] != identity:
             raise OneRoundError(
-                "this checkpoint belongs to another study, site or data set.",
+                "this checkpoint belongs to another study or site, or the images have changed.",
                 file=checkpoint,
-                remedy="Choose another --out, or delete the checkpoint to start anew.",
+                remedy="Delete the checkpoint to start anew, or choose another --out.",
             )
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -312,6 +317,14 @@ def _splits(
     order = torch.randperm(len(train), generator=stage.generator("validation split"))
     held_out = max(1, round(study.training.validation_fraction * len(train)))
     return train.subset(order[held_out:].sort()[0]), train.subset(order[:held_out].sort()[0])
+
+
+def _fingerprint(*parts: ImageSet) -> str:
+    """Of all images and labels, in their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        part.feed(digest)
+    return digest.hexdigest()
 
 
 def batch_size(images: int, spec: TrainingSpec) -> int:

@@ -80,3 +80,7 @@ def test_half_of_what_sending_back_needs(call: Call, workplace: Workplace) -> No
     outcome = call("evaluate", workplace.run, "--data", workplace.data, "--site", "north")
     assert outcome.code == 1
     assert "--study" in outcome.err
+    for option in ("--own", "--key"):
+        outcome = call("evaluate", workplace.run, "--data", workplace.data, option, "x")
+        assert outcome.code == 1
+        assert "--study" in outcome.err

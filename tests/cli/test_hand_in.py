@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from cli.conftest import Call, Workplace
+from oneround import carrier
 
 
 def test_from_the_hospital_to_the_coordinator(
@@ -37,6 +42,25 @@ def test_changed_file_is_fetched_again(call: Call, workplace: Workplace, tmp_pat
     assert (inbox / "site.oneround").read_bytes() == workplace.submissions[1].read_bytes()
 
 
+def test_one_bad_file_does_not_keep_the_others(
+    call: Call, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share, inbox = tmp_path / "share", tmp_path / "inbox"
+    share.mkdir()
+    shutil.copy(workplace.submissions[0], share / "north.oneround")
+    size = (share / "north.oneround").stat().st_size
+    (share / "a.oneround").write_bytes(bytes(size + 1))
+    monkeypatch.setattr(carrier, "LIMIT_BYTES", size)
+    outcome = call("collect", share, "--out", inbox, "--json")
+    assert outcome.code == 1
+    told = json.loads(outcome.out)
+    assert told["fetched"] == ["north.oneround"]
+    assert "larger than" in told["failed"]["a.oneround"]
+    outcome = call("status", workplace.study, share.as_uri())
+    assert outcome.code == 0
+    assert "a.oneround: the file is larger than" in outcome.err
+
+
 def test_not_enough_is_an_exit_code(call: Call, workplace: Workplace, tmp_path: Path) -> None:
     (tmp_path / "north.oneround").write_bytes(b"PK\3\4")
     outcome = call("status", workplace.study, tmp_path)
@@ -59,6 +83,8 @@ def test_only_submissions_are_sent(call: Call, workplace: Workplace, tmp_path: P
     outcome = call("submit", plain, share)
     assert outcome.code == 1
     assert "the encrypted one lies beside it" in outcome.err
+    os.utime(tmp_path / "north.oneround.age", (0, 0))
+    assert "is older" in call("submit", plain, share).err
     assert list(share.iterdir()) == []
     assert call("submit", plain, share, "--plain").code == 0
     assert call("submit", f"{plain}.age", share).code == 0

@@ -104,6 +104,15 @@ def test_out_never_replaces_anything_but_a_submission(
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_folder_that_was_there_stays(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "a.training").mkdir()
+    (tmp_path / "a.training" / "notes.txt").write_text("mine")
+    out = tmp_path / "a.oneround"
+    outcome = call("train", workplace.study, "--data", workplace.data, "--site", "a", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert [path.name for path in (tmp_path / "a.training").iterdir()] == ["notes.txt"]
+
+
 def test_out_in_a_file(call: Call, workplace: Workplace, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "a.oneround"

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from oneround.data.listing import list_csv, list_folder
@@ -53,6 +56,29 @@ def test_what_the_user_did_not_put_there_is_no_image(tmp_path):
     (tmp_path / "a" / "loop.png").symlink_to("loop.png")
     names = [str(listed.path.relative_to(tmp_path)) for listed in list_folder(tmp_path).files]
     assert names == ["a/1.png", "a/link.png", "a/loop.png", "a/lost.png"]
+
+
+def test_linked_folders_are_read_too(tmp_path):
+    touch(tmp_path, "data/a/1.png", "archive/2.png", "archive/more/3.png")
+    (tmp_path / "data" / "a" / "2024").symlink_to(tmp_path / "archive")
+    (tmp_path / "archive" / "more" / "loop").symlink_to(tmp_path / "archive")
+    names = [listed.path.name for listed in list_folder(tmp_path / "data").files]
+    assert names == ["1.png", "2.png", "3.png"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.png", "a/more/2.png")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("more"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(OneRoundError, match="Permission denied") as caught:
+        list_folder(tmp_path)
+    assert caught.value.file == str(tmp_path / "a" / "more")
 
 
 def test_csv(tmp_path):

@@ -9,6 +9,7 @@ from oneround import coordination, methods
 from oneround.errors import OneRoundError
 from oneround.ledger import Ledger
 from oneround.report import write_model_card
+from oneround.results import Results
 from oneround.submission import Submission
 
 
@@ -33,6 +34,17 @@ def test_card_tells_who_came_and_who_left(tmp_path: Path, submissions: list[Subm
     assert f"{site} came late" in text
     assert f"{site} withdrew" in text
     assert "must not be used any more" in text
+
+
+def test_a_note_is_text(tmp_path: Path, submissions: list[Submission]) -> None:
+    """A part of it may be from a stranger."""
+    options = methods.get().resolve("quick", tiny.ONEROUND)
+    coordination.distill(tiny.STUDY, submissions, out=tmp_path, options=options)
+    results = Results.read(tmp_path)
+    note = "a file of <img src=x>\n\n## [Approved](http://x) | yes"
+    results.model_copy(update={"notes": [note]}).write(tmp_path)
+    text = write_model_card(tmp_path).read_text("utf-8")
+    assert r"- a file of \<img src=x\> \#\# \[Approved\](http://x) \| yes" in text
 
 
 def test_folder_without_a_run(tmp_path: Path) -> None:

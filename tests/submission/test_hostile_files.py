@@ -293,6 +293,10 @@ CORPUS: dict[str, tuple[Callable[[Kit], bytes], str]] = {
     ),
     "a size that overflows": (lambda k: k.header(shape=[2**32] * 4), "tensor-too-large"),
     "a huge dimension": (lambda k: k.header(shape=[2**64, 0]), "not-safetensors"),
+    "sizes that overflow before a zero": (
+        lambda k: k.header(shape=[2**47, 2**47, 0], data_offsets=[0, 0]),
+        "not-safetensors",
+    ),
     "many dimensions": (lambda k: k.header(shape=[1] * 10_000), "not-safetensors"),
     "a negative dimension": (lambda k: k.header(shape=[-1, -3]), "not-safetensors"),
     "a fraction as dimension": (lambda k: k.header(shape=[3.0]), "not-safetensors"),

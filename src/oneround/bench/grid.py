@@ -314,10 +314,7 @@ def _fingerprint(source: DataSource, folder: Path, bench: Bench) -> str:
     digest = hashlib.sha256()
     for part in (splits.train, splits.val, splits.test):
         if part is not None:
-            digest.update(part.images.numpy().tobytes())
-            digest.update(part.labels.numpy().tobytes())
-            if part.sites is not None:
-                digest.update(json.dumps(list(part.sites)).encode())
+            part.feed(digest)
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ import typer
 
 from oneround.carrier import Carrier
 from oneround.cli.console import AsJson, ProgressBars, print_json, say
+from oneround.errors import OneRoundError
 
 
 def collect(
@@ -18,27 +19,37 @@ def collect(
 ) -> None:
     """Fetch all submissions that are new or have changed; nothing is taken away there.
 
+    A file that cannot be fetched is named, the others come nevertheless, and the exit code is 1.
     Files are fetched as they are and not trusted: `oneround status` says what is wrong with them.
 
     Example: `oneround collect sftp://coordinator@drop.example.org/blood --out inbox`
     """
     folder.mkdir(parents=True, exist_ok=True)
     fetched, known = [], []
+    failed: dict[str, str] = {}
     with ProgressBars() as progress:
         carrier = Carrier(url, progress)
         for item in carrier.items():
             if _is_here(folder / item.name, item.size, item.modified):
                 known.append(item.name)
-            else:
+                continue
+            try:
                 carrier.fetch(item, folder)
+            except OneRoundError as error:
+                failed[item.name] = str(error)
+            else:
                 fetched.append(item.name)
     if as_json:
-        print_json({"fetched": fetched, "known": known, "folder": str(folder)})
-        return
-    say(f"{len(fetched)} fetched, {len(known)} here already: {folder}", "bold")
-    for name in fetched:
-        say(f"  {name}")
-    say(f"  next: oneround status STUDY {folder}")
+        print_json({"fetched": fetched, "known": known, "failed": failed, "folder": str(folder)})
+    else:
+        say(f"{len(fetched)} fetched, {len(known)} here already: {folder}", "bold")
+        for name in fetched:
+            say(f"  {name}")
+        for reason in failed.values():
+            say(f"  not fetched: {reason}", "red")
+        say(f"  next: oneround status STUDY {folder}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def _is_here(file: Path, size: int, modified: object) -> bool:

@@ -89,7 +89,8 @@ def evaluate(
     """
     if file:
         require_folder(file)
-    _require_all_or_none(study_file, site, file)
+    _require_all_or_none(study_file, site, file, own, key)
+    fabric = fabric_for(device, threads)
     loaded = load_model(model_file)
     splits = read_splits(
         data, image=loaded.image, classes=loaded.classes, max_skipped=max_skipped, download=download
@@ -98,13 +99,13 @@ def evaluate(
     name, images = chosen_split(splits, split, data)
     if study_file and site and file:
         study = Study.read(study_file)
-        found = evaluate_at_site(model_file, images, study, site, split=name, own=own)
+        found = evaluate_at_site(
+            model_file, images, study, site, split=name, own=own, fabric=fabric
+        )
         passphrase = passphrase_of(key) if key else None
         _tell(found, write_evaluation(file, found, key=key, passphrase=passphrase), as_json)
         return
-    metrics = evaluation.evaluate(
-        loaded.model, images, loaded.image, fabric=fabric_for(device, threads)
-    )
+    metrics = evaluation.evaluate(loaded.model, images, loaded.image, fabric=fabric)
     content = {"model": str(model_file), "split": name, **metrics.model_dump(mode="json")}
     if file:
         write_json(file, content)
@@ -117,11 +118,13 @@ def evaluate(
         say(f"written to {file}")
 
 
-def _require_all_or_none(study: Path | None, site: str | None, file: Path | None) -> None:
-    if (study or site) and not (study and site and file):
+def _require_all_or_none(
+    study: Path | None, site: str | None, file: Path | None, own: Path | None, key: Path | None
+) -> None:
+    if (study or site or own or key) and not (study and site and file):
         raise OneRoundError(
             "what is sent back needs --study, --site and --out.",
-            remedy="Give all three, or neither --study nor --site.",
+            remedy="Give all three, or none of --study, --site, --own and --key.",
         )
 
 

@@ -16,11 +16,13 @@ from oneround.cli.console import (
     IdentityFile,
     ProgressBars,
     StudyFile,
+    err,
     identity_of,
     out,
     plain_table,
     say,
 )
+from oneround.errors import OneRoundError
 from oneround.report import units
 from oneround.study import Study
 
@@ -42,8 +44,12 @@ def status(
     study, identity = Study.read(study_file), identity_of(identity_file)
     if "://" in url:
         with tempfile.TemporaryDirectory(prefix="oneround-") as folder, ProgressBars() as progress:
-            carrier = Carrier(url, progress)
-            paths = [carrier.fetch(item, Path(folder)) for item in carrier.items()]
+            carrier, paths = Carrier(url, progress), []
+            for item in carrier.items():
+                try:
+                    paths.append(carrier.fetch(item, Path(folder)))
+                except OneRoundError as error:
+                    say(f"not fetched: {error}", "red", err)
             found = handed_in.status(study, paths, identity=identity)
     else:
         found = handed_in.status(study, handed_in.submissions_in(url), identity=identity)

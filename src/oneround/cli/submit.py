@@ -35,11 +35,15 @@ def submit(
 
     Example: `oneround submit north.oneround.age sftp://north@drop.example.org/blood`
     """
-    if not plain and encrypted_path(file).exists():
+    sealed = encrypted_path(file)
+    if not plain and sealed.exists():
+        older = file.exists() and sealed.stat().st_mtime < file.stat().st_mtime
         raise OneRoundError(
-            "this is the file that stays; the encrypted one lies beside it.",
+            "this is the file that stays; the encrypted one lies beside it"
+            + (", and is older." if older else "."),
             file=file,
-            remedy=f"Submit {encrypted_path(file)}, or give --plain.",
+            remedy=("Seal it again, and submit" if older else "Submit")
+            + f" {sealed}; or give --plain.",
         )
     broken = [p for p in check_submission(file) if p.fatal and p.code != "encrypted"]
     if broken:

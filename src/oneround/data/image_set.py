@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +63,13 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
         images = [part.images if len(dtypes) == 1 else part.pixels() for part in parts]
         labels = torch.cat([part.labels for part in parts])
         return ImageSet(torch.cat(images), labels, parts[0].classes)
+
+    def feed(self, digest: hashlib._Hash) -> None:
+        """All that tells this set from another into ``digest``."""
+        digest.update(self.images.reshape(-1).numpy().data)
+        digest.update(self.labels.reshape(-1).numpy().data)
+        if self.sites is not None:
+            digest.update(json.dumps(self.sites).encode())
 
     def class_counts(self) -> torch.Tensor:
         """Number of images of each class, (classes,) ``int64``."""

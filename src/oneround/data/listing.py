@@ -137,12 +137,26 @@ def _hidden(folder: str) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in ``folder`` and the folders below it, sorted, but hidden ones and those in
-    hidden folders. Links that lead nowhere are among them: whoever reads them names them."""
-    found = []
-    for path in folder.rglob("*"):
-        *above, name = path.relative_to(folder).parts
-        ours = not name.startswith(".") and not any(map(_hidden, above))
-        if ours and (path.is_file() or (path.is_symlink() and not path.exists())):
-            found.append(path)
+    """All files in ``folder`` and the folders below it, also by links, sorted, but hidden ones and
+    those in hidden folders. Links that lead nowhere are among them: whoever reads them names them.
+
+    Raises:
+        OneRoundError: a folder cannot be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise OneRoundError(
+            f"the folder cannot be read: {error.strerror}.",
+            file=error.filename,
+            remedy="Ask for permission to read it, or move it elsewhere.",
+        ) from error
+
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [name for name in folders if not _hidden(name)]
+        paths = [Path(parent, name) for name in names if not name.startswith(".")]
+        if real not in seen:
+            found += [p for p in paths if p.is_file() or (p.is_symlink() and not p.exists())]
+        seen.add(real)
     return sorted(found)

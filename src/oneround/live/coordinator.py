@@ -10,7 +10,7 @@ from pathlib import Path
 from oneround import coordination, handed_in
 from oneround.errors import OneRoundError
 from oneround.files import write_atomic
-from oneround.keys import ENCRYPTED_SUFFIX, Identity, is_encrypted, signature_path
+from oneround.keys import Identity, is_encrypted, signature_path
 from oneround.live.site import METRICS
 from oneround.methods import Method
 from oneround.model_file import CONFIG, WEIGHTS
@@ -18,7 +18,7 @@ from oneround.report import write_model_card, write_report
 from oneround.results import Results
 from oneround.site_evaluation import SiteEvaluation, keep_evaluations, read_evaluation
 from oneround.study import Strict, Study
-from oneround.submission import LIMIT_BYTES, read_submission, read_submissions
+from oneround.submission import LIMIT_BYTES, encrypted_path, read_submission, read_submissions
 
 log = logging.getLogger("oneround.live")
 
@@ -63,10 +63,19 @@ class Inbox:
             site = read_submission(part, self.study, identity=self.identity).manifest.site
         if site in self.sites:
             raise OneRoundError(f"{site} has handed in before; that file stays.")
-        suffix = ENCRYPTED_SUFFIX if is_encrypted(content[:64]) else ""
-        write_atomic(self.folder / f"{site}.oneround{suffix}", content)
+        plain = self.folder / f"{site}.oneround"
+        file = encrypted_path(plain) if is_encrypted(content[:64]) else plain
+        there = [path for path in (plain, encrypted_path(plain)) if path.exists()]
+        if there and any(self._accepted(path) for path in there):
+            raise OneRoundError(f"a file of another site is called {plain.name}.")
+        write_atomic(file, content)
+        for refused in set(there) - {file}:
+            refused.unlink()  # or it would be looked at in place of this one
         self.sites.add(site)
         return site
+
+    def _accepted(self, path: Path) -> bool:
+        return handed_in.examine(path, self.study, self.identity)[0].accepted
 
     def enough(self, notes: list[str]) -> list[Path]:
         """The accepted files.

@@ -89,7 +89,10 @@ class Site(Strict):
 
     def images(self, study: Study) -> Splits:
         """The images of this site."""
-        return read_splits(self.data, image=study.image, classes=study.classes)
+        splits = read_splits(self.data, image=study.image, classes=study.classes)
+        for skipped in splits.skipped:
+            log.warning("left out: %s", skipped)
+        return splits
 
     @property
     def submission(self) -> Path:

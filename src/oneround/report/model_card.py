@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from oneround.files import write_atomic
@@ -68,12 +69,17 @@ def write_model_card(run: Path) -> Path:
         "may be judged worse, and nothing in the output says so.",
         "- The weights may reveal something about the images that client models were trained on: "
         "treat them as the study's agreement says.",
-        *(f"- {note}" for note in results.notes),
+        *(f"- {_as_text(note)}" for note in results.notes),
         "",
     ]
     path = run / "model-card.md"
     write_atomic(path, "\n".join(lines).encode())
     return path
+
+
+def _as_text(note: str) -> str:
+    """A note on one line, whose words are no Markdown: a part may be from a stranger."""
+    return re.sub(r"([\\`*<>\[\]|#])", r"\\\1", " ".join(note.split()))
 
 
 def _history(ledger: Ledger) -> list[str]:

@@ -261,7 +261,7 @@ def _decrypt(encrypted: BinaryIO, plain: BinaryIO, identity: keys.Identity | Non
     except keys.WrongIdentityError as error:
         refuse(
             "other-recipient",
-            f"{identity.path} does not open the file ({str(error)!r})",
+            f"the given key does not open the file ({str(error)!r})",
             "It was encrypted to another key, or has changed on its way.",
             "Compare encrypt_to of the site's study with the .recipient file; send it again.",
         )

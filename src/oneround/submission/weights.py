@@ -159,6 +159,8 @@ def _tensor_info(name: str, entry: object, available: int) -> TensorInfo:
     if not (_are_sizes(offsets) and len(offsets) == 2):
         _malformed(f"the offsets of {quoted} are not two positions")
     begin, end = offsets
+    if 0 in shape and math.prod(side or 1 for side in shape) >= 2**63:  # more than torch multiplies
+        _malformed(f"the shape of {quoted} is that of no tensor")
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if size > available:
         refuse(
