@@ -17,18 +17,19 @@ import typer
 from table import summary
 
 from oneround import methods
-from oneround.coordination import ensemble_of
+from oneround.coordinator.aggregate import ensemble_of
 from oneround.data import ImageSet, read_splits
-from oneround.distillation import Samples, train_student
-from oneround.ensemble import adapt_to_noise
+from oneround.data.structure_noise import StructureNoise
+from oneround.distillation.adaptation import adapt_to_noise
+from oneround.distillation.student import new_student
+from oneround.distillation.synthesis import synthesize
+from oneround.distillation.training import Samples, train_student
 from oneround.evaluation import evaluate
 from oneround.files import read_json
-from oneround.noise import StructureNoise
-from oneround.stage import Stage
-from oneround.student import new_student
-from oneround.study import Study, merged, parse_assignment
+from oneround.runs.stage import Stage
+from oneround.schema import merged, parse_assignment
+from oneround.study import Study
 from oneround.submission import read_submissions
-from oneround.synthesis import synthesize
 
 FIELDS = ["data", "run", "variant", "accuracy", "balanced_accuracy", "auroc", "seconds", "flops"]
 

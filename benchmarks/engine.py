@@ -21,16 +21,18 @@ import typer
 from torch import nn
 
 from oneround import models
-from oneround.ensemble import Client, Ensemble
-from oneround.study import ArchitectureSpec, ImageSpec
-from oneround.synthesis.inversion import (
+from oneround.distillation.synthesis.inversion import (
     InversionOptions,
     _in_turn,
     _together,
     jitter,
     total_variation,
 )
-from oneround.synthesis.watched import watch
+from oneround.distillation.synthesis.statistics import watch
+from oneround.models.batch_norm import batch_norms, update_statistics
+from oneround.models.ensemble import Client, Ensemble
+from oneround.models.inference import to_fast_layout
+from oneround.study import ArchitectureSpec, ImageSpec
 
 CLASSES = 8
 OPTIONS = InversionOptions()
@@ -92,7 +94,7 @@ def main(
 def client(number: int, architecture: ArchitectureSpec, image: ImageSpec) -> Client:
     """A client model with random weights and the statistics of noise."""
     model = models.build(architecture, image, CLASSES, number)
-    models.update_statistics(model, [torch.randn(64, *image.shape)])
+    update_statistics(model, [torch.randn(64, *image.shape)])
     return Client(str(number), model, architecture, 100, tuple(range(1, CLASSES + 1)))
 
 
@@ -104,7 +106,7 @@ def bare_convolutions(model: nn.Module, batch: int, image: ImageSpec) -> tuple[W
 
     def remember(layer: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         x, stride = inputs[0], layer.stride
-        if type(layer) is not nn.Conv2d:  # without its stride; see models.to_fast_layout
+        if type(layer) is not nn.Conv2d:  # without its stride; see to_fast_layout
             x, stride = x[..., :: stride[0], :: stride[1]], (1, 1)
         layout = {"memory_format": torch.channels_last}
         x = torch.randn(x.shape).contiguous(**layout)
@@ -176,7 +178,7 @@ def hooked(
         terms.append((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
 
     for network in networks:
-        for layer in models.batch_norms(network):
+        for layer in batch_norms(network):
             layer.register_forward_pre_hook(compare)
 
     def loss_of(moved: torch.Tensor) -> torch.Tensor:
@@ -191,7 +193,7 @@ def hooked(
 def distillation(architecture: ArchitectureSpec, image: ImageSpec, x: torch.Tensor) -> Work:
     """Forward, backward and SGD of the student."""
     student = models.build(architecture, image, CLASSES).train()
-    models.to_fast_layout(student)
+    to_fast_layout(student)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     targets = torch.randn(len(x), CLASSES).softmax(1)
 

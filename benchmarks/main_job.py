@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from table import summary
 
-from oneround.results import Results
+from oneround.coordinator.results import Results
 
 FIELDS = ["data", "partition", "seed", "model", "accuracy", "balanced_accuracy", "auroc"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import tiny
 from oneround.submission import Submission, TrainingSummary, read_submissions, write_submission
+from tests import tiny
 
-LONG = ("test_processes.py", "test_docs.py", "serve/test_server.py")
+LONG = ("test_processes.py", "test_docs.py", "web/test_server.py")
 """Files that take longest, most of it waiting for processes."""
 
 

@@ -25,17 +25,19 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import oneround
-import servers
-import tiny
-from oneround import coordination, methods, models
-from oneround.bench.grid import Bench, DataSource, Entry
+from oneround import methods, models
 from oneround.cli import app, main
-from oneround.cost import Cost
+from oneround.coordinator import aggregate
+from oneround.coordinator.results import Models, Results
 from oneround.evaluation import Metrics
 from oneround.methods import Method
-from oneround.results import Models, Results
+from oneround.models import registry
+from oneround.models.batch_norm import batch_norms
+from oneround.research.benchmark.grid import Bench, DataSource, Entry
+from oneround.runs.cost import Cost
 from oneround.study import ArchitectureSpec, HandIn, ImageSpec, Study, TrainingSpec
 from oneround.submission import Manifest, Submission, TrainingSummary
+from tests import servers, tiny
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -218,7 +220,7 @@ def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(drawing, dict.fromkeys(("160", "120", "80", "40"), "4"), page)
     changes = {
         "init": ["--architecture=resnet18:width=2", "--set=training.epochs=1"],
-        "distill": [f"--set={option}" for option in tiny.ONEROUND],
+        "distill": [f"--set={option}" for option in tiny.HEADFIT],
     }
     lines = [line for block in blocks(page, CONSOLE) for line in block.splitlines()]
     assert lines.pop(0) == "python draw.py"
@@ -250,7 +252,7 @@ def test_three_hospitals(
     changes = {
         "init": ["--architecture=resnet18:width=2", "--set=training.epochs=1"],
         "train": ["--device=cpu"],
-        "distill": ["--device=cpu", *(f"--set={option}" for option in tiny.ONEROUND)],
+        "distill": ["--device=cpu", *(f"--set={option}" for option in tiny.HEADFIT)],
     }
     with servers.sftp_server(tmp_path / "server") as server:
         monkeypatch.setenv("HOME", str(tmp_path / "server"))
@@ -282,8 +284,8 @@ def test_three_hospitals(
 def test_settings_of_flower() -> None:
     """Each option and setting, with its default."""
     pytest.importorskip("flwr", reason="needs the extra flower")
-    from oneround.flower.server import Settings
-    from oneround.live.site import Site
+    from oneround.federation.flower.server import Settings
+    from oneround.federation.site import Site
 
     _, options, settings = tables(DOCS / "how-to" / "flower.md")
     for table, model in ((options, Settings), (settings, Site)):
@@ -311,7 +313,7 @@ def test_method_of_the_guide(tmp_path: Path, submissions: list[Submission]) -> N
     method = Method.of(module(file))
     assert {"quick", "paper"} <= method.presets.keys()
     options = method.resolve("quick", [o for o in tiny.KANG2025 if not o.startswith("adaptation")])
-    made = coordination.distill(
+    made = aggregate.distill(
         tiny.STUDY, submissions, method=method, options=options, out=tmp_path / "run"
     )
     assert made.architectures == (tiny.RESNET,)
@@ -319,14 +321,14 @@ def test_method_of_the_guide(tmp_path: Path, submissions: list[Submission]) -> N
 
 
 def test_network_of_the_guide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_BUILDERS", dict(models._BUILDERS))
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     page = DOCS / "how-to" / "own-network.md"
     (block,) = blocks(page, PYTHON)
     run(block, {}, page)
     architecture = ArchitectureSpec(name="two-layers", arguments={"width": 8})
     network = models.build(architecture, tiny.IMAGE, 3)
     assert network(tiny.images(2).pixels()).shape == (2, 3)
-    assert len(list(models.batch_norms(network))) == 2
+    assert len(list(batch_norms(network))) == 2
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
@@ -342,7 +344,7 @@ def test_examples_compile(path: Path) -> None:
 def test_the_shortest_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(models, "_BUILDERS", dict(models._BUILDERS))
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     runpy.run_path(str(ROOT / "examples" / "own_network.py"))
     assert "restored exactly" in capsys.readouterr().out
@@ -444,7 +446,7 @@ def test_architectures() -> None:
             for key, parameter in inspect.signature(builder).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         }
-        for name, builder in models._BUILDERS.items()
+        for name, builder in registry._BUILDERS.items()
     }
     assert written == expected
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from oneround.errors import OneRoundError, Problem
-from oneround.files import load_state, read_json, save_state, write_atomic, write_json
+from oneround.files import read_json, write_atomic, write_json
+from oneround.runs.checkpoint import load_state, save_state
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from oneround.ensemble import RULES, Client, Ensemble
 from oneround.errors import OneRoundError
 from oneround.model_file import load_model, save_model
-from tiny import CLASSES, DENSENET, IMAGE, RESNET, STUDY, clients, equal, network
+from oneround.models.ensemble import RULES, Client, Ensemble
+from tests.tiny import CLASSES, DENSENET, IMAGE, RESNET, STUDY, clients, equal, network
 
 X = torch.randn(3, *IMAGE.shape, generator=torch.Generator().manual_seed(0))
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from oneround import keys
+from oneround import signing
+from oneround.coordinator.evaluations import kept_evaluations
+from oneround.coordinator.results import Results
 from oneround.data import ImageSet
-from oneround.results import Results
-from oneround.site_evaluation import kept_evaluations
 from oneround.study import HandIn
+from tests import tiny
 
 pytest.importorskip("nvflare")
 
@@ -42,9 +42,9 @@ def folder(tmp_path: Path) -> Path:
         }
         for part, images in parts.items():
             tiny.write_folder(tmp_path / "hospitals" / site / "images" / part, images)
-        made = keys.new_signing_key(tmp_path / "hospitals" / site / site)
-        public[site] = keys.read_public_key(made.public)
-    recipient = keys.read_recipient(keys.new_encryption_key(tmp_path / "coordinator").public)
+        made = signing.new_signing_key(tmp_path / "hospitals" / site / site)
+        public[site] = signing.read_public_key(made.public)
+    recipient = signing.read_recipient(signing.new_encryption_key(tmp_path / "coordinator").public)
     hand_in = HandIn(keys=public, at_least=1, encrypt_to=recipient)
     study = tiny.STUDY.model_copy(update={"sites": SITES, "hand_in": hand_in})
     study.write(tmp_path / "hospitals" / "study.toml")
@@ -53,14 +53,14 @@ def folder(tmp_path: Path) -> Path:
 
 def simulate(folder: Path, example: Path = EXAMPLE) -> str:
     """Run the job; what it prints."""
-    source = str(Path(keys.__file__).parents[1])
+    source = str(Path(signing.__file__).parents[1])
     given = {
         "hospitals": "hospitals",
         "study": "hospitals/study.toml",
         "inbox": "inbox",
         "out": "run",
         "identity": "coordinator.identity",
-        "options": " ".join(tiny.ONEROUND),
+        "options": " ".join(tiny.HEADFIT),
     }
     done = subprocess.run(
         [sys.executable, example / "job.py", *(f"--{key}={value}" for key, value in given.items())],

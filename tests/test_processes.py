@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from oneround import models
 from oneround.cli import main
 from oneround.errors import OneRoundError
 from oneround.files import read_json
 from oneround.model_file import load_model
-from oneround.models import SynchronizedBatchNorm, synchronize_batch_norms
-from oneround.stage import Stage
-from oneround.training import train_client
-from tiny import IMAGE, STUDY, equal, images, network, seeded
+from oneround.models import batch_norm
+from oneround.models.batch_norm import SynchronizedBatchNorm, synchronize_batch_norms
+from oneround.runs.stage import Stage
+from oneround.site.training import train_client
+from tests.tiny import IMAGE, STUDY, equal, images, network, seeded
 
 SMALL = [
     "inversion.images=16",
@@ -157,7 +157,7 @@ def test_synchronized_batch_norm_of_short_numbers(monkeypatch: pytest.MonkeyPatc
     """As under mixed precision, with two processes that have the same batch."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(models._SumOverProcesses, "apply", lambda sums: 2 * sums)
+    monkeypatch.setattr(batch_norm._SumOverProcesses, "apply", lambda sums: 2 * sums)
     x = (5 + torch.randn(6, 3, 4, 4, generator=seeded())).bfloat16()
     norm, reference = SynchronizedBatchNorm(3), nn.BatchNorm2d(3)
     normal = norm(x)

@@ -9,15 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneround.errors import OneRoundError
-from oneround.study import (
-    ArchitectureSpec,
-    ImageSpec,
-    Study,
-    merged,
-    parse_assignment,
-    preset,
-)
-from tiny import IMAGE, STUDY
+from oneround.schema import merged, parse_assignment
+from oneround.study import ArchitectureSpec, ImageSpec, Study, preset
+from tests.tiny import IMAGE, STUDY
 
 TEXT = """
 name = "blood"

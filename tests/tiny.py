@@ -15,8 +15,9 @@ from torch import nn
 
 from oneround import models
 from oneround.data import ImageSet, Splits
-from oneround.ensemble import Client
-from oneround.stage import Stage
+from oneround.models.batch_norm import update_statistics
+from oneround.models.ensemble import Client
+from oneround.runs.stage import Stage
 from oneround.study import ArchitectureSpec, ImageSpec, Study, TrainingSpec
 
 CLASSES = ("red", "green", "blue")
@@ -46,13 +47,13 @@ KANG2025 = [
 ]
 """The method kang2025, every part of it, in a second."""
 
-ONEROUND = [
+HEADFIT = [
     "inversion.images=6",
     "inversion.steps=2",
     "last_layer.steps=6",
     "last_layer.checkpoint_every=2",
 ]
-"""The same for the method oneround, the default."""
+"""The same for the method headfit, the default."""
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -79,7 +80,7 @@ def network(
     """Random weights, with the BatchNorm statistics of images of its own."""
     model = models.build(architecture, image, len(CLASSES), seed)
     batches = (image.normalize(images(8, seed + i, image=image).pixels()) for i in range(2))
-    models.update_statistics(model, batches)
+    update_statistics(model, batches)
     return model.eval()
 
 

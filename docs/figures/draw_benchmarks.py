@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from oneround.bench.curves import log_grid, mean_curve
-from oneround.bench.statistics import comparisons, entries, settings
-from oneround.bench.table import read_cells, read_curves
+from oneround.research.benchmark.cells import read_cells, read_curves
+from oneround.research.benchmark.curves import log_grid, mean_curve
+from oneround.research.benchmark.statistics import comparisons, entries, settings
 
 folder = Path(sys.argv[1])
 curves, groups = read_curves(folder), comparisons(read_cells(folder))

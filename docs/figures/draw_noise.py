@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from oneround.noise import FAMILIES
+from oneround.data.structure_noise import FAMILIES
 
 generator = torch.Generator().manual_seed(0)
 colored, gray, size = 6, 3, 48

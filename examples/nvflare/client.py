@@ -17,8 +17,8 @@ import nvflare.client as flare
 from messages import SUBMISSION, facts_of, files_of, message
 from nvflare.app_common.abstract.fl_model import FLModel
 
-from oneround.live import site
-from oneround.live.site import Answer, Site
+from oneround.federation import site
+from oneround.federation.site import Answer, Site
 
 HERE = Path(os.environ.get("ONEROUND_SITE", "site.toml")).absolute()
 

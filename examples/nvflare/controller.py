@@ -18,11 +18,12 @@ from messages import GLOBAL, SUBMISSION, facts_of, files_of, message
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from oneround import handed_in, methods
+from oneround import methods
+from oneround.coordinator.inbox import expected_sites
 from oneround.errors import OneRoundError
-from oneround.keys import Identity
-from oneround.live.coordinator import Inbox, distill, global_model, take_metrics, write_pages
-from oneround.live.site import Fact
+from oneround.federation.coordinator import Inbox, distill, global_model, take_metrics, write_pages
+from oneround.federation.site import Fact
+from oneround.signing import Identity
 from oneround.study import Study
 
 Take = Callable[[Mapping[str, Fact], dict[str, bytes]], str]
@@ -84,7 +85,7 @@ class OneRound(ModelController):  # type: ignore[misc]
 
         online = set(self.sample_clients())
         notes = self._ask(SUBMISSION, study, {}, submission)
-        missing = [s for s in handed_in.expected_sites(study) if s not in online | inbox.sites]
+        missing = [s for s in expected_sites(study) if s not in online | inbox.sites]
         notes += [f"{site}: not online at the start, or refused the job." for site in missing]
         distill(inbox, inbox.enough(notes), out, method=method, options=options, seed=self.seed)
         told = self._ask(GLOBAL, study, global_model(out), metrics)

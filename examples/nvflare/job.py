@@ -17,7 +17,7 @@ from nvflare.fuel.utils.constants import FrameworkType
 from nvflare.job_config.api import FedJob
 from nvflare.job_config.script_runner import ScriptRunner
 
-from oneround import handed_in
+from oneround.coordinator.inbox import expected_sites
 from oneround.study import Study
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ def job(given: argparse.Namespace) -> FedJob:
         )
     )
     os.chdir(HERE)  # an absolute path to the script would have to be there at every site
-    for site in handed_in.expected_sites(Study.read(given.study)):
+    for site in expected_sites(Study.read(given.study)):
         raw = {"framework": FrameworkType.RAW, "server_expected_format": ExchangeFormat.RAW}
         made.to(ScriptRunner("client.py", **raw), site)
     return made

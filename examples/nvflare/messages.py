@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from nvflare.app_common.abstract.fl_model import FLModel
 
-from oneround.live.site import Fact
+from oneround.federation.site import Fact
 
 SUBMISSION, GLOBAL = "submission", "global"
 """FLARE's tasks."""

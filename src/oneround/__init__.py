@@ -17,17 +17,18 @@ and, at the coordinator,
 
 from importlib.metadata import version
 
-from oneround.coordination import distill
+from oneround.coordinator.aggregate import distill
+from oneround.coordinator.results import Results
 from oneround.data import ImageSet, Splits, in_memory, read_splits
-from oneround.ensemble import Client, Ensemble
 from oneround.errors import OneRoundError, Problem
 from oneround.evaluation import Metrics, evaluate, predict
 from oneround.methods import GlobalModel
 from oneround.model_file import LoadedModel, load_model
-from oneround.models import register
+from oneround.models.ensemble import Client, Ensemble
+from oneround.models.registry import register
 from oneround.report import write_report
-from oneround.results import Results
-from oneround.simulation import simulate
+from oneround.research.simulation import simulate
+from oneround.site.training import TrainedClient, train_client
 from oneround.study import ArchitectureSpec, ImageSpec, Study, TrainingSpec
 from oneround.submission import (
     Submission,
@@ -37,7 +38,6 @@ from oneround.submission import (
     seal_submission,
     write_submission,
 )
-from oneround.training import TrainedClient, train_client
 
 __version__ = version("oneround")
 

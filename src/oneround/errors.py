@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 
@@ -27,6 +28,15 @@ class OneRoundError(Exception):
         where = f"{self.file}: " if self.file else ""
         remedy = f" Remedy: {self.remedy}" if self.remedy else ""
         return f"{where}{self.reason}{remedy}"
+
+
+class RenamedWarning(FutureWarning):
+    """Something is called by the name that it had in the version before."""
+
+
+def warn_renamed(what: str, new: str) -> None:
+    """Say that ``what`` has another name now; the old one works until the next version."""
+    warnings.warn(f"{what} is called {new} now; use that.", RenamedWarning, stacklevel=3)
 
 
 def printable(text: str, longest: int = 300) -> str:

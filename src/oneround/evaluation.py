@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 
 from oneround.data.image_set import ImageSet, batches
 from oneround.errors import OneRoundError
-from oneround.study import ImageSpec, Strict
+from oneround.schema import Strict
+from oneround.study import ImageSpec
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

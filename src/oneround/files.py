@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
+import math
 import os
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
-
-import torch
-from matplotlib.figure import Figure
 
 from oneround.errors import OneRoundError
 
@@ -74,40 +71,15 @@ def _umask() -> int:
     return mask
 
 
-def save_state(path: str | os.PathLike[str], state: dict[str, object]) -> None:
-    """Write tensors, numbers, strings, lists and dicts as one checkpoint, atomically."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote, on the CPU, whichever device it was on; nothing but
-    plain data is ever unpickled.
-
-    Raises:
-        OneRoundError: the file is damaged or holds anything else.
-    """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise OneRoundError(
-            "the checkpoint is damaged.",
-            file=path,
-            remedy="Delete it and run the same command again; the work before it is kept.",
-        ) from error
-    return state
-
-
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file, as :func:`parse_json` reads it.
 
     Raises:
         OneRoundError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
         raise OneRoundError(
             f"cannot be read as JSON: {getattr(error, 'strerror', None) or error}.",
             file=path,
@@ -120,10 +92,57 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
-    """Write a matplotlib figure as PNG, atomically."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as an empty box
-        figure.savefig(buffer, format="png", dpi=80)
-    write_atomic(path, buffer.getvalue())
+def parse_json(content: bytes) -> object:
+    """JSON without what other readers may understand differently: NaN, 1e999, repeated keys.
+
+    Raises:
+        ValueError: it is not such JSON.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(pairs) != len(dict(pairs)):
+            raise ValueError("a key is repeated")
+        return dict(pairs)
+
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number[:20]} is not a finite number")
+        return float(number)
+
+    try:
+        return json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_float=finite,
+            parse_constant=finite,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def sha256(content: bytes | Path) -> str:
+    """Hexadecimal SHA-256 of ``content``, or of the file at a path, a part at a time.
+
+    Raises:
+        OneRoundError: the file cannot be read.
+    """
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    try:
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OneRoundError(
+            f"cannot be read: {error.strerror or error}.", file=content, remedy="Check the path."
+        ) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the disk has the names in a folder; nothing to do on Windows."""
+    if os.name == "nt":
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

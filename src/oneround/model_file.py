@@ -6,7 +6,6 @@ model takes any of them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 from oneround import models
-from oneround.ensemble import Client, Ensemble, Rule
 from oneround.errors import OneRoundError
-from oneround.files import read_json, write_atomic, write_json
-from oneround.study import ArchitectureSpec, ImageSpec, Strict, Study, validated
+from oneround.files import read_json, sha256, write_atomic, write_json
+from oneround.models.ensemble import Client, Ensemble, Rule
+from oneround.schema import Strict, validated
+from oneround.study import ArchitectureSpec, ImageSpec, Study
 from oneround.submission import read_submission
 
 WEIGHTS, CONFIG = "global.safetensors", "config.json"
@@ -81,7 +81,7 @@ def save_model(
     """Write weights and config into ``folder``; what is there is replaced.
 
     Args:
-        model: one network, or an :class:`~oneround.ensemble.Ensemble`.
+        model: one network, or an :class:`~oneround.models.ensemble.Ensemble`.
         architectures: of the network, or of every network of the ensemble.
     """
     weights = save({k: v.contiguous() for k, v in model.state_dict().items()})
@@ -93,7 +93,7 @@ def save_model(
         image=study.image,
         architectures=architectures,
         rule=model.rule if isinstance(model, Ensemble) else None,
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        weights_sha256=sha256(weights),
     )
     write_atomic(folder / WEIGHTS, weights)
     write_json(folder / CONFIG, config.model_dump(mode="json"))
@@ -126,7 +126,7 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
             file=path,
             remedy="Give a .safetensors file with its config.json, a submission or a RUN folder.",
         ) from error
-    if hashlib.sha256(content).hexdigest() != config.weights_sha256:
+    if sha256(content) != config.weights_sha256:
         raise OneRoundError(
             "the weights are not those that config.json describes.",
             file=path,

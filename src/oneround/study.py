@@ -9,60 +9,36 @@ change while sites train.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import tomllib
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import tomlkit
-import torch
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from oneround.errors import OneRoundError, printable
-from oneround.files import write_atomic
+from oneround.errors import OneRoundError
+from oneround.files import sha256, write_atomic
+from oneround.schema import (
+    NAME,
+    Name,
+    PublicKey,
+    Recipient,
+    Strict,
+    Text,
+    parse_assignment,
+    validated,
+)
 
-MOST_PROBLEMS = 10  #: that one error tells of
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$"
-
-Name = Annotated[str, Field(pattern=_NAME)]
-"""A name that is also safe as a file name: letters, digits, ``._-`` and spaces."""
-
-Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-"""One line without control characters, so that it can be printed on a terminal."""
-
-PublicKey = Annotated[
-    str, Field(pattern=r"^MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE[A-Za-z0-9+/]{86}==$")
-]
-"""A P-256 key for signatures: what its PEM file has in the middle; see :mod:`oneround.keys`."""
-
-Recipient = Annotated[str, Field(pattern=r"^age1[02-9ac-hj-np-z]{58}$")]
-"""An age key that files are encrypted to."""
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Strict(BaseModel):
-    """Base of typed files: unknown keys, NaN and infinity are errors, instances do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @classmethod
-    def validate_options(cls, content: object, source: str) -> Self:
-        """``content`` as this model; :class:`OneRoundError` names ``source`` and the key."""
-        return validated(cls, content, source)
+if TYPE_CHECKING:
+    import torch
 
 
 class ImageSpec(Strict):
@@ -102,6 +78,8 @@ class ImageSpec(Strict):
 
     @staticmethod
     def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+        import torch  # the agreement alone needs no networks
+
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
@@ -130,11 +108,11 @@ class ArchitectureSpec(Strict):
 
 
 Augmentation = Literal["flip", "shift", "rotate", "intensity"]
-"""A random change of an image that keeps its class; see :func:`oneround.training.augment`."""
+"""A random change of an image that keeps its class; see :func:`oneround.site.training.augment`."""
 
 
 class TrainingSpec(Strict):
-    """How each site trains its client model; see :func:`oneround.training.train_client`.
+    """How each site trains its client model; see :func:`oneround.site.training.train_client`.
 
     ``min_steps_per_epoch`` gives a site with few images smaller batches, of 8 at least; 0: all
     sites have ``batch_size``.
@@ -248,7 +226,7 @@ class Study(Strict):
         that was opened in an editor or travelled by mail keeps its hash.
         """
         canonical = json.dumps(self.agreement(), sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return sha256(canonical.encode())
 
     def require_site(self, site: str, file: str | os.PathLike[str] | None = None) -> None:
         """Refuse a site that could not hand in, before it trains.
@@ -256,7 +234,7 @@ class Study(Strict):
         Raises:
             OneRoundError: ``site`` is not a :data:`Name`, or not one of ``sites``.
         """
-        if not re.fullmatch(_NAME, site):
+        if not re.fullmatch(NAME, site):
             raise OneRoundError(
                 f"{site!r} cannot be the name of a site.",
                 file=file,
@@ -287,9 +265,9 @@ class Study(Strict):
         try:
             raw = Path(path).read_bytes()
             if signed_by is not None:
-                from oneround import keys  # needs packages of an extra
+                from oneround import signing
 
-                keys.require_signed_file(path, raw, signed_by)
+                signing.require_signed_file(path, raw, signed_by)
             content = tomllib.loads(raw.decode("utf-8-sig"))
         except OSError as error:
             raise OneRoundError(
@@ -330,74 +308,3 @@ def preset(name: str, image: ImageSpec) -> tuple[ArchitectureSpec, TrainingSpec]
         training = TrainingSpec(epochs=100, batch_size=128, learning_rate=1e-3, schedule="step")
         return ArchitectureSpec(arguments={"width": 64, "stem": stem}), training
     raise OneRoundError(f"there is no preset {name!r}.", remedy="Presets are quick and paper.")
-
-
-def validated(model: type[Model], content: object, file: str | os.PathLike[str]) -> Model:
-    """``content`` as ``model``, or an error that names file, key and remedy.
-
-    Raises:
-        OneRoundError: with the rules that are broken.
-    """
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        problems = error.errors()
-        lines = [
-            printable(f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}")
-            for problem in problems[:MOST_PROBLEMS]
-        ]
-        if more := problems[MOST_PROBLEMS:]:
-            lines.append(f"and {len(more)} more")
-        keys = _keys_beside(model, problems[0]["loc"])
-        raise OneRoundError(
-            "; ".join(lines) + ".",
-            file=file,
-            remedy=f"Correct these keys; known are: {', '.join(keys)}.",
-        ) from error
-
-
-def _keys_beside(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table in which the last key of ``place`` stands, or would stand."""
-    for part in place[:-1]:
-        field = model.model_fields.get(str(part))
-        if field is not None:
-            inside = (field.annotation, *get_args(field.annotation))
-            model = next((t for t in inside if _is_model(t)), model)
-    return list(model.model_fields)
-
-
-def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def parse_assignment(text: str) -> dict[str, object]:
-    """``a.b=value`` as nested dict; the value as in TOML, or else as a plain string.
-
-    Raises:
-        OneRoundError: there is no ``=`` or no key.
-    """
-    key, equals, value = text.partition("=")
-    if not (key.strip() and equals):
-        raise OneRoundError(
-            f"{text!r} is not of the form key=value.", remedy="Write, e.g., inversion.steps=300."
-        )
-    content: object
-    try:
-        content = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        content = value
-    for part in reversed(key.strip().split(".")):
-        content = {part: content}
-    assert isinstance(content, dict)
-    return content
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` on top, table by table; neither is changed."""
-    result = dict(base)
-    for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            value = merged(old, value)
-        result[key] = value
-    return result

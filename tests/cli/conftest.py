@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import tiny
 from oneround.cli import main
+from tests import tiny
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def workplace(call: Call, tmp_path_factory: pytest.TempPathFactory) -> Workplace
             "--device", "cpu",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
-    options = [part for option in tiny.ONEROUND for part in ("--set", option)]
+    options = [part for option in tiny.HEADFIT for part in ("--set", option)]
     outcome = call(
         "distill", study, *submissions, "--out", root / "run", "--device", "cpu", *options
     )

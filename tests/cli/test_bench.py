@@ -7,9 +7,9 @@ import pytest
 import tomlkit
 
 from oneround import methods
-from oneround.bench import statistics, table
 from oneround.cli import main
-from tiny import KANG2025, splits, write_npz
+from oneround.research.benchmark import cells, statistics
+from tests.tiny import KANG2025, splits, write_npz
 
 CONTENT = {
     "title": "Two on one",
@@ -44,11 +44,11 @@ def test_runs_and_writes_the_page(
     assert "2/2 all, kang2025: colors, iid, 2 sites, seed 1" in captured.err
     assert "Two on one" in (out / "report.md").read_text()
 
-    row = table.read_cells(out)[1]
+    row = cells.read_cells(out)[1]
     (out / "cells.csv").unlink()
     (out / "report.html").unlink()
     assert main(row.command.split()[1:]) == 0, "the command of a cell repeats it"
-    (again,) = table.read_cells(out)
+    (again,) = cells.read_cells(out)
     assert again.balanced_accuracy == row.balanced_accuracy
     assert main(["bench", str(file), "--out", str(out), "--page"]) == 0
     assert (out / "report.html").exists()
@@ -63,7 +63,7 @@ def test_failed_cells_are_told_at_the_end(
     error = capsys.readouterr().err
     assert "1 cell(s) failed" in error
     assert "all, kang2025: colors, iid, 2 sites, seed 1: nowhere" in error
-    assert len(table.read_cells(tmp_path / "out")) == 1
+    assert len(cells.read_cells(tmp_path / "out")) == 1
 
 
 def test_where_every_cell_fails_the_reasons_are_the_last_word(
@@ -92,7 +92,7 @@ def test_the_smoke_benchmark_runs(tmp_path: Path) -> None:
     half = tmp_path / "smoke.toml"
     half.write_text(smoke.replace('["iid", "dirichlet-0.6"]', '["dirichlet-0.6"]'), "utf-8")
     assert main(["bench", str(half), "--out", str(tmp_path / "out")]) == 0
-    rows = table.read_cells(tmp_path / "out")
+    rows = cells.read_cells(tmp_path / "out")
     without_public_images = set(methods.names()) - {"feddf"}
     assert {row.method for row in rows} == without_public_images
     assert len({row.clients for row in rows}) == 1, "the same for all methods"

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from oneround.cli.console import ProgressBars, counts_table, models_table, plain_table
+from oneround.coordinator.results import Models, SiteMetrics
 from oneround.evaluation import Metrics
-from oneround.results import Models, SiteMetrics
 
 BLOOD = (
     "basophil", "eosinophil", "erythroblast", "immature granulocytes", "lymphocyte", "monocyte",

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from cli.conftest import Call
 from oneround.cli import demo
 from oneround.data import Splits
 from oneround.data.phantoms import phantoms
+from tests.cli.conftest import Call
 
 
 def test_asks_for_a_run_on_phantom_images(

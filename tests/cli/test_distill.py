@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tiny
-from cli.conftest import Call, Workplace
+from tests import tiny
+from tests.cli.conftest import Call, Workplace
 
 
 def test_one_run_folder(workplace: Workplace) -> None:
@@ -65,7 +65,7 @@ def test_a_site_comes_late_and_another_leaves(
     call: Call, workplace: Workplace, tmp_path: Path
 ) -> None:
     north, south = workplace.submissions
-    options = [part for option in tiny.ONEROUND for part in ("--set", option)]
+    options = [part for option in tiny.HEADFIT for part in ("--set", option)]
     one, two, three = tmp_path / "one", tmp_path / "two", tmp_path / "three"
     assert call("distill", workplace.study, north, "--out", one, *options).code == 0
     late = call("distill", workplace.study, north, south, "--extend", one, "--out", two)

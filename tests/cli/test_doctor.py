@@ -4,8 +4,8 @@ from importlib.metadata import version
 
 import pytest
 
-from cli.conftest import Call
 from oneround.cli import doctor
+from tests.cli.conftest import Call
 
 
 def test_what_a_bug_report_needs(call: Call) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from cli.conftest import Call, Workplace
+from tests import tiny
+from tests.cli.conftest import Call, Workplace
 
 
 def test_metrics_on_local_images(call: Call, workplace: Workplace, tmp_path: Path) -> None:

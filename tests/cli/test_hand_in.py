@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Call, Workplace
-from oneround import carrier
+from oneround import transfer
+from tests.cli.conftest import Call, Workplace
 
 
 def test_from_the_hospital_to_the_coordinator(
@@ -50,7 +50,7 @@ def test_one_bad_file_does_not_keep_the_others(
     shutil.copy(workplace.submissions[0], share / "north.oneround")
     size = (share / "north.oneround").stat().st_size
     (share / "a.oneround").write_bytes(bytes(size + 1))
-    monkeypatch.setattr(carrier, "LIMIT_BYTES", size)
+    monkeypatch.setattr(transfer, "LIMIT_BYTES", size)
     outcome = call("collect", share, "--out", inbox, "--json")
     assert outcome.code == 1
     told = json.loads(outcome.out)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cli.conftest import Call, Workplace
+from tests.cli.conftest import Call, Workplace
 
 
 def test_an_accepted_submission(call: Call, workplace: Workplace) -> None:

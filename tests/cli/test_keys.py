@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Call
-from oneround import keys
+from oneround import signing
+from tests.cli.conftest import Call
 
 
 def test_a_pair_to_sign_with(call: Call, tmp_path: Path) -> None:
@@ -14,7 +14,7 @@ def test_a_pair_to_sign_with(call: Call, tmp_path: Path) -> None:
     shown = call("keys", "show", content["public"], "--json").json
     assert shown == {
         "fingerprint": content["is"],
-        "key": keys.public_key_of(content["private"]),
+        "key": signing.public_key_of(content["private"]),
     }
     again = call("keys", "new", tmp_path / "north")
     assert again.code == 1
@@ -25,6 +25,6 @@ def test_a_pair_to_encrypt_to(call: Call, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("ONEROUND_PASSPHRASE", "open sesame")
     outcome = call("keys", "new", tmp_path / "coordinator", "--encryption", "--passphrase")
     assert outcome.code == 0, outcome.err
-    assert keys.read_recipient(tmp_path / "coordinator.recipient") in outcome.out
-    assert keys.needs_passphrase(tmp_path / "coordinator.identity")
-    keys.Identity(tmp_path / "coordinator.identity", "open sesame")
+    assert signing.read_recipient(tmp_path / "coordinator.recipient") in outcome.out
+    assert signing.needs_passphrase(tmp_path / "coordinator.identity")
+    signing.Identity(tmp_path / "coordinator.identity", "open sesame")

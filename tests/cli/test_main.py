@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Call, Workplace
 from oneround.cli import app, main, study, train
+from tests.cli.conftest import Call, Workplace
 
 COMMANDS = [
     *[["study", name] for name in ("init", "keys", "sign", "check")],

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
-from cli.conftest import Call, Workplace
 from oneround.data.images import read_image
 from oneround.model_file import load_model, save_model
+from tests import tiny
+from tests.cli.conftest import Call, Workplace
 
 
 def pictures(workplace: Workplace) -> list[Path]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cli.conftest import Call, Workplace
+from tests.cli.conftest import Call, Workplace
 
 
 def test_the_page_is_written_again(call: Call, workplace: Workplace) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Call, Workplace
 from oneround.study import Study
+from tests.cli.conftest import Call, Workplace
 
 
 @pytest.fixture

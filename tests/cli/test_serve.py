@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import tiny
-from cli.conftest import Call
-from oneround import serve
-from oneround.serve import server
+from oneround import web
+from oneround.web import server
+from tests import tiny
+from tests.cli.conftest import Call
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def test_warns_without_tls(call: Call, tmp_path: Path, served: list[dict[str, An
 def test_a_package_is_missing(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.STUDY.write(tmp_path / "tiny.toml")
     for name in ("app", "server"):  # as if nobody had imported them before
-        monkeypatch.delitem(sys.modules, f"oneround.serve.{name}", raising=False)
-        monkeypatch.delattr(serve, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"oneround.web.{name}", raising=False)
+        monkeypatch.delattr(web, name, raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     outcome = call("serve", tmp_path / "tiny.toml", tmp_path / "run", "--inbox", tmp_path)
     assert outcome.code == 1

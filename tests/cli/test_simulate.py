@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from cli.conftest import Call
 from oneround.errors import OneRoundError
-from oneround.run import Run
+from oneround.runs.run import Run
+from tests import tiny
+from tests.cli.conftest import Call
 
 TRAINING = [
     "--architecture", "resnet18:width=2", "--local-epochs", "2", "--device", "cpu",
     "--threads", "1", "--set", "training.batch_size=8",
 ]  # fmt: skip
-TINY = [*TRAINING, *[part for option in tiny.ONEROUND for part in ("--set", option)]]
+TINY = [*TRAINING, *[part for option in tiny.HEADFIT for part in ("--set", option)]]
 
 
 def test_prints_json_and_writes_the_report(call: Call, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from cli.conftest import Call, Workplace
 from oneround.study import Study
+from tests import tiny
+from tests.cli.conftest import Call, Workplace
 
 
 def test_from_a_data_set(call: Call, workplace: Workplace) -> None:

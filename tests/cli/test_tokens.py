@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cli.conftest import Call
-from oneround.serve.state import State
+from oneround.web.database import State
+from tests.cli.conftest import Call
 
 
 def test_make_list_and_revoke(call: Call, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny
-from cli.conftest import Call, Workplace
 from oneround.cli import train
 from oneround.study import Study
 from oneround.submission import read_submission
+from tests import tiny
+from tests.cli.conftest import Call, Workplace
 
 
 def test_hands_in_one_file(call: Call, workplace: Workplace, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from torch.utils.data import TensorDataset
 
 from oneround.data import ImageSet, batches, in_memory
 from oneround.errors import OneRoundError
-from tiny import CLASSES, IMAGE, images, seeded
+from tests.tiny import CLASSES, IMAGE, images, seeded
 
 
 def test_pixels_are_in_0_to_1_whatever_the_file_has() -> None:

@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from oneround import methods, stage
-from oneround.cost import Meter
-from oneround.ensemble import Client, Ensemble
+from oneround import methods
+from oneround.distillation.student import Learner
 from oneround.methods import GlobalModel
-from oneround.models import build
-from oneround.run import Run
-from oneround.student import Learner
+from oneround.models.ensemble import Client, Ensemble
+from oneround.models.registry import build
+from oneround.runs import stage
+from oneround.runs.cost import Meter
+from oneround.runs.run import Run
 from oneround.study import ArchitectureSpec
-from tiny import DENSENET, IMAGE, RESNET, STUDY, Interrupted, equal, network
+from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, Interrupted, equal, network
 
 OPTIONS = {
     "dafl": ["epochs=3", "iterations=2", "batch_size=4", "latent=5", "width=2"],

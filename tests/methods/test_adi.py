@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from methods import distilling
 from oneround.errors import OneRoundError
 from oneround.methods.adi import Options, competitor, divergence
-from oneround.run import Run
-from tiny import DENSENET, IMAGE, network, seeded
+from oneround.runs.run import Run
+from tests.methods import distilling
+from tests.tiny import DENSENET, IMAGE, network, seeded
 
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import pytest
 
 from oneround import methods
 from oneround.data import ImageSet
-from oneround.ensemble import Ensemble
 from oneround.errors import OneRoundError
-from oneround.run import Run
-from oneround.training import train_client
-from tiny import RESNET, STUDY, clients, equal, images
+from oneround.models.ensemble import Ensemble
+from oneround.runs.run import Run
+from oneround.site.training import train_client
+from tests.tiny import RESNET, STUDY, clients, equal, images
 
 METHOD = methods.get("centralized")
 

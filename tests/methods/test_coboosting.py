@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from methods import distilling
-from oneround.ensemble import RULES, Client, Ensemble
 from oneround.errors import OneRoundError
 from oneround.methods.coboosting import Options, Votes, harder, judged
-from oneround.run import Run
-from tiny import DENSENET, IMAGE, RESNET, clients, network, seeded
+from oneround.models.ensemble import RULES, Client, Ensemble
+from oneround.runs.run import Run
+from tests.methods import distilling
+from tests.tiny import DENSENET, IMAGE, RESNET, clients, network, seeded
 
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from methods import distilling
-from oneround.ensemble import Client, Ensemble
+from oneround.distillation.synthesis.statistics import watch
 from oneround.methods.dafl import Features, Options, generator_terms
-from oneround.run import Run
-from oneround.synthesis.watched import watch
-from tiny import DENSENET, IMAGE, RESNET, clients, seeded
+from oneround.models.ensemble import Client, Ensemble
+from oneround.runs.run import Run
+from tests.methods import distilling
+from tests.tiny import DENSENET, IMAGE, RESNET, clients, seeded
 
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:

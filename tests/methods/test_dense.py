@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from methods import distilling
-from oneround.ensemble import Ensemble
+from oneround.distillation.synthesis.statistics import statistics_distance, watch
 from oneround.errors import OneRoundError
 from oneround.methods.dense import Options, judged
-from oneround.run import Run
-from oneround.synthesis.watched import statistics_distance, watch
-from tiny import DENSENET, IMAGE, clients, network, seeded
+from oneround.models.ensemble import Ensemble
+from oneround.runs.run import Run
+from tests.methods import distilling
+from tests.tiny import DENSENET, IMAGE, clients, network, seeded
 
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from oneround.ensemble import Client, Ensemble
 from oneround.methods.ensemble import Options, ensemble
-from oneround.run import Run
-from tiny import DENSENET, IMAGE, RESNET, STUDY, clients, network
+from oneround.models.ensemble import Client, Ensemble
+from oneround.runs.run import Run
+from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, clients, network
 
 
 def test_is_the_client_models_with_the_rule(tmp_path: Path) -> None:

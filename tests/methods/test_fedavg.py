@@ -8,11 +8,11 @@ import torch
 
 from oneround import methods, models
 from oneround.data import ImageSet
-from oneround.ensemble import Client, Ensemble, average
 from oneround.errors import OneRoundError
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from tiny import DENSENET, IMAGE, RESNET, STUDY, clients, equal, images, interrupted, network
+from oneround.models.ensemble import Client, Ensemble, average
+from oneround.runs.run import Run
+from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, clients, equal, images, interrupted, network
 
 METHOD = methods.get("fedavg")
 SITES: dict[str, tuple[ImageSet, ImageSet | None]] = {

@@ -8,11 +8,21 @@ import torch
 
 from oneround import methods
 from oneround.data.reading import read_unlabeled
-from oneround.ensemble import Ensemble, average
 from oneround.errors import OneRoundError
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from tiny import IMAGE, STUDY, clients, equal, images, interrupted, splits, write_folder, write_npz
+from oneround.models.ensemble import Ensemble, average
+from oneround.runs.run import Run
+from tests.tiny import (
+    IMAGE,
+    STUDY,
+    clients,
+    equal,
+    images,
+    interrupted,
+    splits,
+    write_folder,
+    write_npz,
+)
 
 METHOD = methods.get("feddf")
 TINY = ["steps=6", "batch_size=4"]

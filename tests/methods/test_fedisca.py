@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from oneround import methods
-from oneround.ensemble import Ensemble, with_batch_statistics
+from oneround.distillation.adaptation import with_batch_statistics
+from oneround.distillation.student import Learner
 from oneround.errors import OneRoundError
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from oneround.student import Learner
-from tiny import IMAGE, RESNET, STUDY, clients, equal, interrupted, seeded
+from oneround.models.ensemble import Ensemble
+from oneround.runs.run import Run
+from tests.tiny import IMAGE, RESNET, STUDY, clients, equal, interrupted, seeded
 
 METHOD = methods.get("fedisca")
 TINY = ["epochs=3", "inversion.images=6", "inversion.batch_size=6", "inversion.steps=4"]
@@ -79,9 +80,9 @@ def test_ends_when_the_flops_are_spent(tmp_path: Path) -> None:
 
 
 def test_needs_batch_norm(tmp_path: Path) -> None:
-    from oneround.ensemble import Client
+    from oneround.models.ensemble import Client
     from oneround.study import ArchitectureSpec
-    from tiny import network
+    from tests.tiny import network
 
     group = ArchitectureSpec(arguments={"width": 2, "norm": "group"})
     members = [*clients(1), Client("other", network(1, group), group, 10, (1, 2, 3))]

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from oneround import methods
-from oneround.ensemble import Client, Ensemble
 from oneround.methods import GlobalModel
 from oneround.model_file import save_model
-from oneround.run import Run
-from tiny import DENSENET, IMAGE, KANG2025, RESNET, STUDY, clients, equal, network
+from oneround.models.ensemble import Client, Ensemble
+from oneround.runs.run import Run
+from tests.tiny import DENSENET, IMAGE, KANG2025, RESNET, STUDY, clients, equal, network
 
 METHOD = methods.get("kang2025")
 

@@ -9,7 +9,7 @@ import pytest
 from oneround import methods
 from oneround.errors import OneRoundError
 from oneround.methods import GlobalModel, Method
-from oneround.study import Strict
+from oneround.schema import Strict
 
 
 @pytest.mark.parametrize("name", methods.names())

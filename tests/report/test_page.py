@@ -4,10 +4,10 @@ import re
 import pytest
 from safetensors.torch import load_file, save_file
 
-from html_page import Page
 from oneround.errors import OneRoundError
 from oneround.report import write_report
 from oneround.report.units import decimal, percent
+from tests.html_page import Page
 
 from .made_up_run import CLASSES, FAMILIES, SITES, make_distill_run, make_run
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from oneround import models
+from oneround.models import registry
 from oneround.study import ArchitectureSpec, ImageSpec, Study
 from oneround.submission import (
     Submission,
@@ -66,7 +66,7 @@ def test_network_that_is_not_allowed_is_never_built(
     def build(*_: Any, **__: Any) -> None:
         raise AssertionError("built")
 
-    monkeypatch.setitem(models._BUILDERS, "resnet18", build)
+    monkeypatch.setitem(registry._BUILDERS, "resnet18", build)
     other = changed(study, architectures=(ArchitectureSpec(name="densenet"),))
     assert codes(path, other) == ["other-study", "architecture-not-allowed"]
     assert codes(path, study) == ["architecture-arguments"]  # the builder's error is a problem

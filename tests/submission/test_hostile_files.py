@@ -26,8 +26,8 @@ from safetensors.torch import load as load_by_the_library
 from safetensors.torch import save as save_by_the_library
 from torch import nn
 
-from oneround import models
 from oneround.errors import OneRoundError
+from oneround.models import registry
 from oneround.study import Study
 from oneround.submission import check_submission, read_submission, weights
 
@@ -454,14 +454,14 @@ def test_wrong_shapes_are_known_before_the_network_is_allocated(
     huge = {"name": "resnet34", "arguments": {"width": 4096}}  # 10^11 bytes if it were built
     path.write_bytes(kit.changed(architecture=huge))
     devices = []
-    build = models.build
+    build = registry.build
 
     def watched(*arguments: Any) -> nn.Module:
         network = build(*arguments)
         devices.append({str(tensor.device) for tensor in network.state_dict().values()})
         return network
 
-    monkeypatch.setattr(models, "build", watched)
+    monkeypatch.setattr(registry, "build", watched)
     with pytest.raises(OneRoundError, match="tensor-shape"):
         read_submission(path)
     assert devices == [{"meta"}]

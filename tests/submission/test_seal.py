@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oneround import keys
+from oneround import signing
 from oneround.errors import OneRoundError
 from oneround.study import HandIn, Study
 from oneround.submission import (
@@ -21,28 +21,28 @@ Submit = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, keys.KeyFiles]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, signing.KeyFiles]:
     folder = tmp_path_factory.mktemp("keys")
-    made = {site: keys.new_signing_key(folder / site) for site in ("north", "south", "stranger")}
-    return made | {"coordinator": keys.new_encryption_key(folder / "coordinator")}
+    made = {site: signing.new_signing_key(folder / site) for site in ("north", "south", "stranger")}
+    return made | {"coordinator": signing.new_encryption_key(folder / "coordinator")}
 
 
 @pytest.fixture(scope="module")
-def signed(study: Study, pairs: dict[str, keys.KeyFiles]) -> Study:
+def signed(study: Study, pairs: dict[str, signing.KeyFiles]) -> Study:
     """The study with keys; its hash is still the same."""
-    known = {site: keys.read_public_key(pairs[site].public) for site in ("north", "south")}
+    known = {site: signing.read_public_key(pairs[site].public) for site in ("north", "south")}
     return study.model_copy(update={"hand_in": HandIn(keys=known)})
 
 
 @pytest.fixture(scope="module")
-def secret(signed: Study, pairs: dict[str, keys.KeyFiles]) -> Study:
-    recipient = keys.read_recipient(pairs["coordinator"].public)
+def secret(signed: Study, pairs: dict[str, signing.KeyFiles]) -> Study:
+    recipient = signing.read_recipient(pairs["coordinator"].public)
     hand_in = signed.hand_in.model_copy(update={"encrypt_to": recipient})
     return signed.model_copy(update={"hand_in": hand_in})
 
 
 def codes(
-    path: Path, study: Study | None = None, identity: keys.Identity | None = None
+    path: Path, study: Study | None = None, identity: signing.Identity | None = None
 ) -> list[str]:
     return [problem.code for problem in check_submission(path, study, identity=identity)]
 
@@ -52,7 +52,9 @@ def members(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_signed_by_its_site(submit: Submit, signed: Study, pairs: dict[str, keys.KeyFiles]) -> None:
+def test_signed_by_its_site(
+    submit: Submit, signed: Study, pairs: dict[str, signing.KeyFiles]
+) -> None:
     path = submit()
     assert codes(path, signed) == ["not-signed"]
     before = members(path)
@@ -61,13 +63,13 @@ def test_signed_by_its_site(submit: Submit, signed: Study, pairs: dict[str, keys
     assert members(path).items() > before.items()
     assert codes(path, signed) == []
     submission = read_submission(path, signed)
-    assert submission.signed_by == keys.fingerprint(signed.hand_in.keys["north"])
+    assert submission.signed_by == signing.fingerprint(signed.hand_in.keys["north"])
     seal_submission(path, signed, key=pairs["north"].private)  # again: a new signature
     assert codes(path, signed) == []
 
 
 def test_without_keys_in_the_study_a_signature_is_said_not_to_be_compared(
-    submit: Submit, study: Study, signed: Study, pairs: dict[str, keys.KeyFiles]
+    submit: Submit, study: Study, signed: Study, pairs: dict[str, signing.KeyFiles]
 ) -> None:
     path = seal_submission(submit(), signed, key=pairs["north"].private)
     for known in (None, study):
@@ -77,14 +79,14 @@ def test_without_keys_in_the_study_a_signature_is_said_not_to_be_compared(
 
 
 def test_signature_of_another_file_or_key(
-    submit: Submit, signed: Study, pairs: dict[str, keys.KeyFiles]
+    submit: Submit, signed: Study, pairs: dict[str, signing.KeyFiles]
 ) -> None:
     path = submit()
     other = submit("other.oneround", images=121)
     seal_submission(other, signed, key=pairs["north"].private)
     good = members(path)
-    by_stranger = keys.sign(good, pairs["stranger"].private)
-    by_south = keys.sign(good, pairs["south"].private)
+    by_stranger = signing.sign(good, pairs["stranger"].private)
+    by_south = signing.sign(good, pairs["south"].private)
     for signature in (members(other)[SIGNATURE], by_stranger, by_south, b"", b"{}"):
         path.write_bytes(pack(good | {SIGNATURE: signature}))
         [problem] = check_submission(path, signed)
@@ -104,7 +106,9 @@ def test_weights_of_a_stranger_are_not_even_parsed(
     assert codes(path, signed) == ["not-signed"]
 
 
-def test_site_without_a_key(submit: Submit, signed: Study, pairs: dict[str, keys.KeyFiles]) -> None:
+def test_site_without_a_key(
+    submit: Submit, signed: Study, pairs: dict[str, signing.KeyFiles]
+) -> None:
     path = submit(site="west")
     assert codes(path, signed) == ["unknown-key"]
     with pytest.raises(OneRoundError, match="the study has no key for west"):
@@ -117,7 +121,7 @@ def test_site_without_a_key(submit: Submit, signed: Study, pairs: dict[str, keys
 def test_what_the_coordinator_would_refuse_does_not_leave(
     submit: Submit,
     secret: Study,
-    pairs: dict[str, keys.KeyFiles],
+    pairs: dict[str, signing.KeyFiles],
     key: str | None,
     reason: str,
 ) -> None:
@@ -145,19 +149,19 @@ def test_large_signature(submit: Submit) -> None:
 
 
 def test_encrypted_to_the_coordinator(
-    submit: Submit, secret: Study, pairs: dict[str, keys.KeyFiles], tmp_path: Path
+    submit: Submit, secret: Study, pairs: dict[str, signing.KeyFiles], tmp_path: Path
 ) -> None:
     path = submit()
     leaves = seal_submission(path, secret, key=pairs["north"].private)
     assert leaves == tmp_path / "north.oneround.age"
     assert b"manifest" not in leaves.read_bytes()
     assert codes(leaves, secret) == ["encrypted"]
-    identity = keys.Identity(pairs["coordinator"].private)
+    identity = signing.Identity(pairs["coordinator"].private)
     assert codes(leaves, secret, identity) == []
     [sent], own = read_submissions([leaves], secret, identity=identity), read_submission(path)
     assert (sent.manifest, sent.sha256) == (own.manifest, own.sha256)
     assert (sent.size, sent.path) == (leaves.stat().st_size, leaves)
-    other = keys.Identity(keys.new_encryption_key(tmp_path / "other").private)
+    other = signing.Identity(signing.new_encryption_key(tmp_path / "other").private)
     assert codes(leaves, secret, other) == ["other-recipient"]
     assert codes(path, secret, identity) == ["not-encrypted"]
     assert read_submission(path, secret).sha256 == own.sha256, "it is only a warning"
@@ -166,11 +170,11 @@ def test_encrypted_to_the_coordinator(
 def test_full_disk_is_not_taken_for_a_wrong_key(
     submit: Submit,
     secret: Study,
-    pairs: dict[str, keys.KeyFiles],
+    pairs: dict[str, signing.KeyFiles],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     leaves = seal_submission(submit(), secret, key=pairs["north"].private)
-    identity = keys.Identity(pairs["coordinator"].private)
+    identity = signing.Identity(pairs["coordinator"].private)
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no disk that is always full")
@@ -181,10 +185,10 @@ def test_full_disk_is_not_taken_for_a_wrong_key(
 
 
 def test_limit_holds_for_encrypted_files(
-    submit: Submit, secret: Study, pairs: dict[str, keys.KeyFiles]
+    submit: Submit, secret: Study, pairs: dict[str, signing.KeyFiles]
 ) -> None:
     leaves = seal_submission(submit(), secret, key=pairs["north"].private)
-    identity = keys.Identity(pairs["coordinator"].private)
+    identity = signing.Identity(pairs["coordinator"].private)
     size = leaves.stat().st_size
     for limit, found in ((size, []), (size - 1, ["too-large"])):
         problems = check_submission(leaves, secret, identity=identity, limit_bytes=limit)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from oneround import models
 from oneround.errors import OneRoundError
+from oneround.models import registry
 from oneround.study import ArchitectureSpec, Study
 from oneround.submission import (
     Privacy,
@@ -158,7 +158,7 @@ def test_own_network(submit: Submit, study: Study, monkeypatch: pytest.MonkeyPat
         layers = nn.Conv2d(channels, hidden, 3), nn.BatchNorm2d(hidden), nn.AdaptiveAvgPool2d(1)
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(hidden, classes))
 
-    monkeypatch.setitem(models._BUILDERS, "mine", build)
+    monkeypatch.setitem(registry._BUILDERS, "mine", build)
     own = ArchitectureSpec(name="mine", arguments={"hidden": 4})
     wide = study.model_copy(update={"architectures": (*study.architectures, own)})
     model = build(3, 3, hidden=4)
@@ -166,7 +166,7 @@ def test_own_network(submit: Submit, study: Study, monkeypatch: pytest.MonkeyPat
     images = torch.randn(2, *study.image.shape)
     assert torch.equal(read_submission(path, wide).model(images), model.eval()(images))
 
-    monkeypatch.delitem(models._BUILDERS, "mine")
+    monkeypatch.delitem(registry._BUILDERS, "mine")
     [problem] = check_submission(path, wide)
     assert problem.code == "unknown-architecture"
     assert "register" in problem.remedy

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from oneround.bench.execute import run_bench
-from oneround.bench.grid import Bench
-from oneround.bench.page import write_page
-from oneround.bench.statistics import require_scipy
 from oneround.cli.console import ProgressBars, err, say
+from oneround.research.benchmark.grid import Bench
+from oneround.research.benchmark.page import write_page
+from oneround.research.benchmark.runner import run_bench
+from oneround.research.benchmark.statistics import require_scipy
 
 
 def bench(

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from oneround.carrier import Carrier
 from oneround.cli.console import AsJson, ProgressBars, print_json, say
 from oneround.errors import OneRoundError
+from oneround.transfer import Carrier
 
 
 def collect(

@@ -19,11 +19,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from oneround import keys
+from oneround import signing
+from oneround.coordinator.results import Models
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
 from oneround.report import units
-from oneround.results import Models
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -120,15 +120,15 @@ def fabric_for(
 
 def passphrase_of(file: Path) -> str | None:
     """The passphrase of a private key file, if it has one: from the environment, or asked for."""
-    if not keys.needs_passphrase(file):
+    if not signing.needs_passphrase(file):
         return None
     given = os.environ.get("ONEROUND_PASSPHRASE")
     return given or str(typer.prompt(f"Passphrase of {file}", hide_input=True, err=True))
 
 
-def identity_of(file: Path | None) -> keys.Identity | None:
+def identity_of(file: Path | None) -> signing.Identity | None:
     """The identity in a file, its passphrase asked for if it has one."""
-    return keys.Identity(file, passphrase_of(file)) if file else None
+    return signing.Identity(file, passphrase_of(file)) if file else None
 
 
 def say(text: str, style: str | None = None, console: Console = out) -> None:
@@ -238,7 +238,7 @@ class ProgressBars(AbstractContextManager["ProgressBars"]):
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        """Take note of a step; an :data:`oneround.stage.Progress`."""
+        """Take note of a step; an :data:`oneround.runs.stage.Progress`."""
         if err.is_terminal:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from oneround import coordination, methods
+from oneround import methods
 from oneround.cli.console import (
     AsJson,
     Device,
@@ -24,14 +24,16 @@ from oneround.cli.console import (
     print_json,
     say,
 )
+from oneround.coordinator import aggregate
+from oneround.coordinator.history import Entry, Ledger
+from oneround.coordinator.results import Results
+from oneround.coordinator.updates import Predecessor
 from oneround.errors import OneRoundError
-from oneround.ledger import Entry, Ledger
 from oneround.methods import Method
 from oneround.report import write_model_card, write_report
-from oneround.results import Results
-from oneround.study import Strict, Study
+from oneround.schema import Strict
+from oneround.study import Study
 from oneround.submission import read_submissions
-from oneround.succession import Predecessor
 
 
 def distill(
@@ -96,7 +98,7 @@ def distill(
     submissions = read_submissions(files, study, identity=identity_of(identity_file))
     fabric = fabric_for(device, threads, devices, nodes)
     with ProgressBars() as progress:
-        coordination.distill(
+        aggregate.distill(
             study,
             submissions,
             out=run,

@@ -31,7 +31,7 @@ from oneround.evaluation import Metrics
 from oneround.files import require_folder, write_json
 from oneround.model_file import load_model
 from oneround.report import units
-from oneround.site_evaluation import (
+from oneround.site.evaluation import (
     SiteEvaluation,
     Split,
     chosen_split,

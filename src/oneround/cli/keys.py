@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from oneround import keys
+from oneround import signing
 from oneround.cli.console import AsJson, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="Key pairs for signatures and encryption.")
@@ -35,9 +35,9 @@ def new(
     Example: `oneround keys new north`
     """
     secret = _new_passphrase() if passphrase else None
-    make = keys.new_encryption_key if encryption else keys.new_signing_key
+    make = signing.new_encryption_key if encryption else signing.new_signing_key
     files = make(stem, secret)
-    public = keys.read_recipient(files.public) if encryption else _fingerprint(files.public)
+    public = signing.read_recipient(files.public) if encryption else _fingerprint(files.public)
     if as_json:
         print_json({"private": str(files.private), "public": str(files.public), "is": public})
         return
@@ -60,15 +60,15 @@ def show(
 
     Example: `oneround keys show north.pub`
     """
-    public = keys.read_public_key(file)
+    public = signing.read_public_key(file)
     if as_json:
-        print_json({"fingerprint": keys.fingerprint(public), "key": public})
+        print_json({"fingerprint": signing.fingerprint(public), "key": public})
     else:
-        say(f"{file}: {keys.fingerprint(public)}")
+        say(f"{file}: {signing.fingerprint(public)}")
 
 
 def _fingerprint(public: Path) -> str:
-    return keys.fingerprint(keys.read_public_key(public))
+    return signing.fingerprint(signing.read_public_key(public))
 
 
 def _new_passphrase() -> str:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from oneround.cli.console import AsJson, print_json, say
-from oneround.ledger import FILE as LEDGER
+from oneround.coordinator.evaluations import keep_evaluations, read_evaluation
+from oneround.coordinator.history import FILE as LEDGER
 from oneround.report import write_model_card, write_report
-from oneround.site_evaluation import keep_evaluations, read_evaluation
 from oneround.study import Study
 
 

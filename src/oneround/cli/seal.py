@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from oneround import keys
+from oneround import signing
 from oneround.cli.console import AsJson, SignedBy, StudyFile, passphrase_of, print_json, say
 from oneround.study import Study
 from oneround.submission import seal_submission
@@ -32,7 +32,7 @@ def seal(
     study = Study.read(study_file, signed_by=signed_by)
     passphrase = passphrase_of(key) if key else None
     leaves = seal_submission(file, study, key=key, passphrase=passphrase)
-    signer = keys.fingerprint(keys.public_key_of(key, passphrase)) if key else None
+    signer = signing.fingerprint(signing.public_key_of(key, passphrase)) if key else None
     encrypted_to = study.hand_in.encrypt_to
     if as_json:
         print_json({"file": str(leaves), "signed_by": signer, "encrypted_to": encrypted_to})

@@ -17,9 +17,9 @@ from oneround.cli.console import (
     say,
 )
 from oneround.errors import OneRoundError
-from oneround.serve.desk import Desk
 from oneround.study import Study
 from oneround.submission import LIMIT_BYTES
+from oneround.web.intake import Desk
 
 
 def serve(
@@ -61,7 +61,7 @@ def serve(
     Example: `oneround serve blood.toml run --inbox inbox`
     """
     try:
-        from oneround.serve import app, server
+        from oneround.web import app, server
     except ModuleNotFoundError as error:
         raise OneRoundError(
             f"the page needs the package {error.name!r}.", remedy="pip install 'oneround[serve]'."

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oneround import methods, simulation
+from oneround import methods
 from oneround.cli.console import (
     Architectures,
     AsJson,
@@ -28,11 +28,13 @@ from oneround.cli.console import (
     say,
     warn_skipped,
 )
+from oneround.coordinator.results import Results
 from oneround.data import Splits
 from oneround.report import write_model_card, write_report
-from oneround.results import Results
-from oneround.simulation import Partition, prepare
-from oneround.study import ArchitectureSpec, Strict, Study
+from oneround.research import simulation
+from oneround.research.simulation import Partition, prepare
+from oneround.schema import Strict
+from oneround.study import ArchitectureSpec, Study
 
 
 def simulate(

@@ -9,8 +9,6 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from oneround import handed_in
-from oneround.carrier import Carrier
 from oneround.cli.console import (
     AsJson,
     IdentityFile,
@@ -22,9 +20,11 @@ from oneround.cli.console import (
     plain_table,
     say,
 )
+from oneround.coordinator.inbox import Status, expected_sites, status_of, submissions_in
 from oneround.errors import OneRoundError
 from oneround.report import units
 from oneround.study import Study
+from oneround.transfer import Carrier
 
 
 def status(
@@ -50,9 +50,9 @@ def status(
                     paths.append(carrier.fetch(item, Path(folder)))
                 except OneRoundError as error:
                     say(f"not fetched: {error}", "red", err)
-            found = handed_in.status(study, paths, identity=identity)
+            found = status_of(study, paths, identity=identity)
     else:
-        found = handed_in.status(study, handed_in.submissions_in(url), identity=identity)
+        found = status_of(study, submissions_in(url), identity=identity)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
     else:
@@ -61,7 +61,7 @@ def status(
         raise typer.Exit(1)
 
 
-def _show(found: handed_in.Status, study: Study) -> None:
+def _show(found: Status, study: Study) -> None:
     table = plain_table("site", ("received (UTC)", "size", "check", "file"))
     for file in found.files:
         time = f"{file.received:%Y-%m-%d %H:%M}" + (", late" if file.late else "")
@@ -81,7 +81,7 @@ def _show(found: handed_in.Status, study: Study) -> None:
     deadline = f"{found.deadline:%Y-%m-%d %H:%M} UTC" if found.deadline else "none"
     passed = found.deadline is not None and found.now > found.deadline
     say(f"  deadline       {deadline}{', has passed' if passed else ''}")
-    expected = len(handed_in.expected_sites(study)) or "any number of"
+    expected = len(expected_sites(study)) or "any number of"
     enough = "enough" if found.enough else "not enough yet"
     say(f"  accepted       {found.accepted} of {expected} sites, {found.at_least} needed: {enough}",
         "bold")  # fmt: skip

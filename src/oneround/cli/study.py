@@ -10,8 +10,8 @@ import tomlkit
 import torch
 import typer
 
-from oneround import keys as key_pairs
 from oneround import models
+from oneround import signing as key_pairs
 from oneround.cli.console import (
     Architectures,
     AsJson,
@@ -27,7 +27,8 @@ from oneround.cli.console import (
 from oneround.data import describe
 from oneround.errors import OneRoundError
 from oneround.files import write_atomic
-from oneround.study import ArchitectureSpec, ImageSpec, Study, merged, parse_assignment, preset
+from oneround.schema import merged, parse_assignment
+from oneround.study import ArchitectureSpec, ImageSpec, Study, preset
 
 Keys = Annotated[
     list[str] | None,

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from oneround.carrier import Carrier
 from oneround.cli.console import AsJson, ProgressBars, print_json, say
 from oneround.errors import OneRoundError
 from oneround.submission import check_submission, encrypted_path
+from oneround.transfer import Carrier
 
 
 def submit(

@@ -10,8 +10,8 @@ import typer
 
 from oneround.cli.console import AsJson, out, plain_table, print_json, say
 from oneround.errors import OneRoundError
-from oneround.serve.state import State
 from oneround.study import Study
+from oneround.web.database import State
 
 app = typer.Typer(no_args_is_help=True, help="Who may log in to the page of `oneround serve`.")
 

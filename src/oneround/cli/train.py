@@ -25,9 +25,9 @@ from oneround.cli.console import (
 )
 from oneround.data import read_splits
 from oneround.errors import OneRoundError
-from oneround.site_training import make_submission
+from oneround.site.make_submission import make_submission
+from oneround.site.training import training_steps
 from oneround.study import ArchitectureSpec, Study
-from oneround.training import training_steps
 
 FEW_STEPS = 200
 """With fewer a ResNet-18 hardly learns: of 100 sites with 30 steps each nearly all guess."""

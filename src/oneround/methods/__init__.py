@@ -26,13 +26,17 @@ from typing import Any
 
 from torch import nn
 
-from oneround.ensemble import Ensemble
-from oneround.errors import OneRoundError
-from oneround.run import Run
-from oneround.study import ArchitectureSpec, Strict, Study, merged, parse_assignment
+from oneround.errors import OneRoundError, warn_renamed
+from oneround.models.ensemble import Ensemble
+from oneround.runs.run import Run
+from oneround.schema import Strict, merged, parse_assignment
+from oneround.study import ArchitectureSpec, Study
 
-DEFAULT = "oneround"
+DEFAULT = "headfit"
 """The method of every command and function where none is named."""
+
+RENAMED = {"oneround": "headfit"}
+"""Names that methods had in the version before; they still work, and say what to use."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class GlobalModel:
     """What a method returns.
 
     Attributes:
-        model: one network, or an :class:`~oneround.ensemble.Ensemble`; in eval mode.
+        model: one network, or an :class:`~oneround.models.ensemble.Ensemble`; in eval mode.
         architectures: of the network, or of every network of the ensemble.
         bytes_sent: up and down in all, where this is not one submission of each site and the
             global model back to it.
@@ -105,12 +109,20 @@ def names() -> list[str]:
     return sorted({*own, *(point.name for point in entry_points(group="oneround.methods"))})
 
 
+def current_name(name: str) -> str:
+    """The name that a method has now; a warning where that is another one."""
+    if name in RENAMED:
+        warn_renamed(f"the method {name}", RENAMED[name])
+    return RENAMED.get(name, name)
+
+
 def get(name: str = DEFAULT) -> Method:
     """The method called ``name``.
 
     Raises:
         OneRoundError: there is none.
     """
+    name = current_name(name)
     if name not in names():
         raise OneRoundError(
             f"there is no method {name!r}.", remedy=f"Methods are {', '.join(names())}."

@@ -1,18 +1,19 @@
 """One network trained on the images of all sites together: the ceiling, in simulations only.
 
 This is what privacy forbids, and what federated learning is measured against (as by McMahan
-et al., AISTATS 2017, and since). The recipe is that of a site (:mod:`oneround.training`), on the
+et al., AISTATS 2017, and since). The recipe is that of a site (:mod:`oneround.site.training`), on the
 pooled training images, with the epoch chosen on the pooled validation images.
 """
 
 from __future__ import annotations
 
 from oneround.data import ImageSet
-from oneround.ensemble import Ensemble
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from oneround.study import Strict, Study
-from oneround.training import train_client
+from oneround.models.ensemble import Ensemble
+from oneround.runs.run import Run
+from oneround.schema import Strict
+from oneround.site.training import train_client
+from oneround.study import Study
 
 NAME = "centralized"
 

@@ -37,21 +37,22 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from oneround.ensemble import Ensemble, Rule
-from oneround.loop import Loop
-from oneround.methods import GlobalModel
-from oneround.run import Run
-from oneround.student import Learner, StudentOptions, new_student
-from oneround.study import Augmentation, Strict, Study
-from oneround.synthesis.bank import Pool
-from oneround.synthesis.generator import (
+from oneround.data.augment import augment
+from oneround.distillation.student import Learner, StudentOptions, new_student
+from oneround.distillation.synthesis.bank import Pool
+from oneround.distillation.synthesis.generator import (
     GeneratorOptions,
     adversarial_term,
     batch_norm_term,
     fit_images,
 )
-from oneround.synthesis.watched import watch
-from oneround.training import augment
+from oneround.distillation.synthesis.statistics import watch
+from oneround.methods import GlobalModel
+from oneround.models.ensemble import Ensemble, Rule
+from oneround.runs.loop import Loop
+from oneround.runs.run import Run
+from oneround.schema import Strict
+from oneround.study import Augmentation, Study
 
 NEEDS = "Nothing; client models with BatchNorm if bn_weight is not 0."
 

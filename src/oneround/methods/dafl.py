@@ -31,15 +31,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from oneround.ensemble import Ensemble, Rule
-from oneround.loop import Loop
+from oneround.distillation.student import LOGGED, Learner, StudentOptions, new_student
+from oneround.distillation.synthesis.generator import Generator
+from oneround.distillation.synthesis.statistics import watch
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from oneround.stage import derived_seed
-from oneround.student import LOGGED, Learner, StudentOptions, new_student
-from oneround.study import Strict, Study
-from oneround.synthesis.generator import Generator
-from oneround.synthesis.watched import watch
+from oneround.models.ensemble import Ensemble, Rule
+from oneround.runs.loop import Loop
+from oneround.runs.run import Run
+from oneround.runs.stage import derived_seed
+from oneround.schema import Strict
+from oneround.study import Study
 
 NEEDS = "Nothing of the client models."
 

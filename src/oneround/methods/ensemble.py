@@ -6,10 +6,11 @@ and time of one network at every use, and hands every client model to every site
 
 from __future__ import annotations
 
-from oneround.ensemble import Ensemble, Rule
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from oneround.study import Strict, Study
+from oneround.models.ensemble import Ensemble, Rule
+from oneround.runs.run import Run
+from oneround.schema import Strict
+from oneround.study import Study
 
 NEEDS = "Nothing."
 

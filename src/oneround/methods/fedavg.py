@@ -21,14 +21,16 @@ from torch import nn
 
 from oneround import models
 from oneround.data import ImageSet
-from oneround.ensemble import Ensemble, average, weighted_mean
-from oneround.loop import Loop
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from oneround.stage import Stage, derived_seed
-from oneround.student import learning_rate
-from oneround.study import Strict, Study
-from oneround.training import train_epoch
+from oneround.models.ensemble import Ensemble, average, weighted_mean
+from oneround.models.inference import to_fast_layout
+from oneround.runs.loop import Loop
+from oneround.runs.optimization import learning_rate
+from oneround.runs.run import Run
+from oneround.runs.stage import Stage, derived_seed
+from oneround.schema import Strict
+from oneround.site.training import train_epoch
+from oneround.study import Study
 
 NEEDS = "One architecture for all sites; for many rounds a simulation."
 
@@ -60,7 +62,7 @@ def fedavg(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Glob
     }
     start = derived_seed(study.seed, "initialization")
     model = models.build(architecture, study.image, len(study.classes), start)
-    models.to_fast_layout(model)
+    to_fast_layout(model)
     stage = run.stage("rounds")
     model = stage.fabric.to_device(model)
     loop = Loop(stage, options.rounds, {"model": model})

@@ -19,15 +19,16 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from oneround.data.augment import augment
 from oneround.data.reading import read_unlabeled
-from oneround.ensemble import Ensemble, Rule
+from oneround.distillation.student import Learner, StudentOptions, new_student
 from oneround.errors import OneRoundError
-from oneround.loop import Loop
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from oneround.student import Learner, StudentOptions, new_student
-from oneround.study import Augmentation, Strict, Study
-from oneround.training import augment
+from oneround.models.ensemble import Ensemble, Rule
+from oneround.runs.loop import Loop
+from oneround.runs.run import Run
+from oneround.schema import Strict
+from oneround.study import Augmentation, Study
 
 NEEDS = "Unlabeled public images; one architecture for all sites, to start from the average."
 

@@ -2,7 +2,7 @@
 
 Kang et al., "One-shot federated learning on medical data using knowledge distillation with image
 synthesis and client model adaptation", MICCAI 2023. In every epoch one batch x̂_0, …, x̂_M is
-inverted from noise (:mod:`oneround.synthesis.inversion`, all clients together), and at each of
+inverted from noise (:mod:`oneround.distillation.synthesis.inversion`, all clients together), and at each of
 its M steps the student takes a step on
 
     λ·T²·KL(p_orig(x̂_m) ‖ q_θ(x̂_m)) + (1−λ)·T²·KL(p_noise(x̂_m) ‖ q_θ(x̂_m)),  λ = m/M,
@@ -26,15 +26,17 @@ from __future__ import annotations
 import torch
 from pydantic import Field, model_validator
 
-from oneround.ensemble import Ensemble, Rule, with_batch_statistics
-from oneround.loop import Loop
+from oneround.distillation.adaptation import with_batch_statistics
+from oneround.distillation.student import Learner, StudentOptions, new_student
+from oneround.distillation.synthesis import InversionOptions
+from oneround.distillation.synthesis.inversion import Batch, trajectory
+from oneround.distillation.synthesis.statistics import watch
 from oneround.methods import GlobalModel
-from oneround.run import Run
-from oneround.student import Learner, StudentOptions, new_student
-from oneround.study import Strict, Study
-from oneround.synthesis import InversionOptions
-from oneround.synthesis.inversion import Batch, trajectory
-from oneround.synthesis.watched import watch
+from oneround.models.ensemble import Ensemble, Rule
+from oneround.runs.loop import Loop
+from oneround.runs.run import Run
+from oneround.schema import Strict
+from oneround.study import Study
 
 NEEDS = "Client models with BatchNorm."
 

@@ -27,16 +27,18 @@ from typing import Any
 
 from pydantic import Field
 
-from oneround.distillation import DistillationOptions, Samples, train_student
-from oneround.ensemble import AdaptationOptions, Ensemble, Rule, adapt_to_noise
-from oneround.gallery import write_gallery
+from oneround.data.structure_noise import NoiseOptions, StructureNoise
+from oneround.distillation.adaptation import AdaptationOptions, adapt_to_noise
+from oneround.distillation.gallery import write_gallery
+from oneround.distillation.student import broadest_client, new_student
+from oneround.distillation.synthesis import InversionOptions, synthesize
+from oneround.distillation.training import DistillationOptions, Samples, train_student
 from oneround.methods import GlobalModel
 from oneround.model_file import WEIGHTS, model_config
-from oneround.noise import NoiseOptions, StructureNoise
-from oneround.run import Run
-from oneround.student import broadest_client, new_student
-from oneround.study import Strict, Study
-from oneround.synthesis import InversionOptions, synthesize
+from oneround.models.ensemble import Ensemble, Rule
+from oneround.runs.run import Run
+from oneround.schema import Strict
+from oneround.study import Study
 
 NEEDS = "Client models with BatchNorm."
 

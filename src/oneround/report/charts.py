@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
 Points = Sequence[tuple[float, float]]
 Tick = tuple[float, str]
 """Position in the drawing and its text."""
@@ -113,6 +111,8 @@ def axis(
     The axis ends at ticks, or, when ``tight``, at the smallest and largest value. If all values
     are the same, that is the one tick, in the middle.
     """
+    from matplotlib.ticker import MaxNLocator  # takes a second to import
+
     smallest, largest = min(values), max(values)
     if smallest == largest:
         middle = round((start + end) / 2, 1)

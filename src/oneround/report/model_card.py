@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from oneround.coordinator.evaluations import kept_evaluations, pool
+from oneround.coordinator.history import Entry, Ledger
+from oneround.coordinator.results import Results
 from oneround.files import write_atomic
-from oneround.ledger import Entry, Ledger
 from oneround.model_file import CONFIG, WEIGHTS, model_config
 from oneround.report import units
-from oneround.results import Results
-from oneround.site_evaluation import SiteEvaluation, kept_evaluations, pool
+from oneround.site.evaluation import SiteEvaluation
 
 
 def write_model_card(run: Path) -> Path:

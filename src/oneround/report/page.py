@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from oneround.coordinator.evaluations import kept_evaluations, pool
 from oneround.errors import OneRoundError
-from oneround.files import write_atomic
+from oneround.files import read_json, write_atomic
 from oneround.report.charts import Chart, line_chart, phase_charts
 from oneround.report.html import environment
 from oneround.report.pictures import read_gallery
 from oneround.report.summary import rows, verdict
-from oneround.site_evaluation import kept_evaluations, pool
 
 
 def write_report(run: Path) -> Path:
@@ -28,7 +27,7 @@ def write_report(run: Path) -> Path:
     Raises:
         OneRoundError: ``results.json`` is missing, or a file cannot be read.
     """
-    results = _read_json(run / "results.json")
+    results = _read_object(run / "results.json")
     if not results:
         raise OneRoundError(
             "there are no results here.",
@@ -36,7 +35,7 @@ def write_report(run: Path) -> Path:
             remedy="Give the RUN folder of `oneround simulate` or `oneround distill`.",
         )
     study = results.get("study") or {}
-    curves = _read_json(run / "curves.json")
+    curves = _read_object(run / "curves.json")
     models, sites = rows(results), kept_evaluations(run)
     pooled = pool(sites) if sites else None
     page = (
@@ -61,18 +60,9 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """The object in ``path``; empty when there is no such file."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise OneRoundError(
-            f"cannot read it: {error}.",
-            file=path,
-            remedy="Run the same command again with --resume, which writes it anew.",
-        ) from error
+    content = read_json(path) if path.exists() else {}
     if not isinstance(content, dict):
         raise OneRoundError(
             "this is not a JSON object.",

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oneround.coordinator.evaluations import Pooled
 from oneround.report.units import SPACE, percent
-from oneround.site_evaluation import Pooled
 
 _COMBINED = {
     "global": "Global model",

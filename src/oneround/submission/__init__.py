@@ -9,10 +9,9 @@ it is signed, ``signature.json``: no images, no pickle, no code. :func:`write_su
 
 from oneround.submission.checks import check_against_study, check_together
 from oneround.submission.container import FILE_NAME
-from oneround.submission.manifest import Manifest, Privacy, TrainingSummary
+from oneround.submission.manifest import Manifest, Privacy, Submission, TrainingSummary
 from oneround.submission.read import (
     LIMIT_BYTES,
-    Submission,
     check_submission,
     read_submission,
     read_submissions,

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from pydantic import ValidationError
 
-from oneround import keys, models
+from oneround import models, signing
 from oneround.errors import Problem
+from oneround.files import parse_json
 from oneround.study import Study
-from oneround.submission.container import ASK_AGAIN, MANIFEST, parse_json, refuse, some
+from oneround.submission.container import ASK_AGAIN, MANIFEST, refuse, some
 from oneround.submission.manifest import Manifest
 
 if TYPE_CHECKING:
-    from oneround.submission.read import Submission
+    from oneround.submission.manifest import Submission
 
 K = TypeVar("K")
 
@@ -120,11 +121,11 @@ def check_signature(
             "Ask the site to sign it: oneround seal STUDY FILE --key KEY.",
         )
     try:
-        keys.verify(signed, signature, public_key)
-    except keys.WrongSignatureError as error:
+        signing.verify(signed, signature, public_key)
+    except signing.WrongSignatureError as error:
         refuse(
             "wrong-signature",
-            f"it is not what {site} signed with the key {keys.fingerprint(public_key)} "
+            f"it is not what {site} signed with the key {signing.fingerprint(public_key)} "
             f"({some([str(error)])})",
             "It was changed after it was signed, or signed with another key.",
             ASK_AGAIN + " If the site has a new key, compare fingerprints over the telephone.",

@@ -7,8 +7,6 @@ memory stays within the size of the file whatever the directory declares.
 from __future__ import annotations
 
 import io
-import json
-import math
 import re
 import struct
 import zipfile
@@ -97,34 +95,6 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
         return archive.read(name)
     except _BROKEN as error:
         _damaged(name, error)
-
-
-def parse_json(content: bytes) -> object:
-    """JSON without what other readers may understand differently: NaN, 1e999, repeated keys.
-
-    Raises:
-        ValueError: it is not such JSON.
-    """
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len(pairs) != len(dict(pairs)):
-            raise ValueError("a key is repeated")
-        return dict(pairs)
-
-    def finite(number: str) -> float:
-        if not math.isfinite(float(number)):
-            raise ValueError(f"{number[:20]} is not a finite number")
-        return float(number)
-
-    try:
-        return json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_float=finite,
-            parse_constant=finite,
-        )
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def _check_ends(file: BinaryIO, size: int) -> None:

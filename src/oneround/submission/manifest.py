@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from torch import nn
 
-from oneround.study import ArchitectureSpec, ImageSpec, Name, Strict, Text
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=10**12)]
+from oneround.schema import Count, Finite, Name, Sha256, Strict, Text
+from oneround.study import ArchitectureSpec, ImageSpec
 
 
 class TrainingSummary(Strict):
@@ -99,6 +98,24 @@ class Manifest(Strict):
         return self
 
 
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+@dataclass(frozen=True)
+class Submission:
+    """A submission that was read and found right.
+
+    Attributes:
+        manifest: what it says about itself.
+        model: the client model, (B, C, H, W) to logits (B, classes), restored exactly,
+            BatchNorm buffers included; on the CPU, in eval mode, without gradients.
+        sha256: of the whole file, before it was encrypted.
+        size: of the whole file as it was sent, in bytes.
+        path: where it was read from.
+        signed_by: fingerprint of the key that signed it, compared with the study; ``None``: the
+            study lists no keys.
+    """
+
+    manifest: Manifest
+    model: nn.Module
+    sha256: str
+    size: int
+    path: Path
+    signed_by: str | None = None

@@ -14,8 +14,9 @@ from typing import BinaryIO, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from oneround import keys, models
+from oneround import models, signing
 from oneround.errors import OneRoundError, Problem
+from oneround.files import sha256
 from oneround.study import Study
 from oneround.submission import checks, weights
 from oneround.submission.container import (
@@ -27,36 +28,13 @@ from oneround.submission.container import (
     read_member,
     refuse,
 )
-from oneround.submission.manifest import Manifest
+from oneround.submission.manifest import Manifest, Submission
 
 LIMIT_BYTES = 1 << 30
 """Larger files are refused unless the caller says otherwise (1 GiB; a ResNet-34 has 85 MB)."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A submission that was read and found right.
-
-    Attributes:
-        manifest: what it says about itself.
-        model: the client model, (B, C, H, W) to logits (B, classes), restored exactly,
-            BatchNorm buffers included; on the CPU, in eval mode, without gradients.
-        sha256: of the whole file, before it was encrypted.
-        size: of the whole file as it was sent, in bytes.
-        path: where it was read from.
-        signed_by: fingerprint of the key that signed it, compared with the study; ``None``: the
-            study lists no keys.
-    """
-
-    manifest: Manifest
-    model: nn.Module
-    sha256: str
-    size: int
-    path: Path
-    signed_by: str | None = None
 
 
 @dataclass
@@ -88,7 +66,7 @@ def check_submission(
     path: str | os.PathLike[str],
     study: Study | None = None,
     *,
-    identity: keys.Identity | None = None,
+    identity: signing.Identity | None = None,
     limit_bytes: int = LIMIT_BYTES,
 ) -> list[Problem]:
     """Every problem of the file at ``path``, warnings included; never raises on its content.
@@ -109,7 +87,7 @@ def read_submission(
     path: str | os.PathLike[str],
     study: Study | None = None,
     *,
-    identity: keys.Identity | None = None,
+    identity: signing.Identity | None = None,
     limit_bytes: int = LIMIT_BYTES,
 ) -> Submission:
     """The submission at ``path``; arguments as for :func:`check_submission`.
@@ -128,7 +106,7 @@ def read_submissions(
     paths: Iterable[str | os.PathLike[str]],
     study: Study,
     *,
-    identity: keys.Identity | None = None,
+    identity: signing.Identity | None = None,
 ) -> list[Submission]:
     """All submissions of a study, in the order of their sites' names.
 
@@ -206,12 +184,12 @@ _NOT_ENCRYPTED = Problem(
 def _examine_path(
     path: str | os.PathLike[str],
     study: Study | None,
-    identity: keys.Identity | None,
+    identity: signing.Identity | None,
     limit_bytes: int,
 ) -> Findings:
     try:
         with _open(Path(path), limit_bytes) as file:
-            if not keys.is_encrypted(file.read(64)):
+            if not signing.is_encrypted(file.read(64)):
                 found = examine(file, study)
                 if study is not None and study.hand_in.encrypt_to:
                     found.problems.append(_NOT_ENCRYPTED)
@@ -248,7 +226,7 @@ def _open(path: Path, limit_bytes: int) -> io.BufferedReader:
     return path.open("rb")
 
 
-def _decrypt(encrypted: BinaryIO, plain: BinaryIO, identity: keys.Identity | None) -> None:
+def _decrypt(encrypted: BinaryIO, plain: BinaryIO, identity: signing.Identity | None) -> None:
     if identity is None:
         refuse(
             "encrypted",
@@ -258,7 +236,7 @@ def _decrypt(encrypted: BinaryIO, plain: BinaryIO, identity: keys.Identity | Non
         )
     try:
         identity.decrypt(encrypted, plain)
-    except keys.WrongIdentityError as error:
+    except signing.WrongIdentityError as error:
         refuse(
             "other-recipient",
             f"the given key does not open the file ({str(error)!r})",
@@ -284,7 +262,7 @@ def _examine_signature(
     except Refused as refused:
         found.problems += refused.problems
         return False
-    found.signed_by = keys.fingerprint(known[site])
+    found.signed_by = signing.fingerprint(known[site])
     return True
 
 
@@ -299,7 +277,7 @@ def _examine_weights(
     content: bytes, expected: dict[str, torch.Tensor] | None, found: Findings
 ) -> None:
     manifest = found.manifest
-    if manifest and hashlib.sha256(content).hexdigest() != manifest.weights_sha256:
+    if manifest and sha256(content) != manifest.weights_sha256:
         found.problems.append(
             Problem(
                 "weights-hash",

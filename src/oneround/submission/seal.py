@@ -7,7 +7,7 @@ import os
 import zipfile
 from pathlib import Path
 
-from oneround import keys
+from oneround import signing
 from oneround.errors import OneRoundError
 from oneround.files import write_atomic
 from oneround.study import HandIn, Study
@@ -51,11 +51,11 @@ def seal_submission(
         _require_the_sites_own(key, passphrase, hand_in, site)
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in (MANIFEST, WEIGHTS)}
-        content = pack(members | {SIGNATURE: keys.sign(members, key, passphrase)})
+        content = pack(members | {SIGNATURE: signing.sign(members, key, passphrase)})
     else:
         content = path.read_bytes()
     raise_if_fatal(examine(io.BytesIO(content), study), path)
-    sealed = keys.encrypt(content, hand_in.encrypt_to) if hand_in.encrypt_to else None
+    sealed = signing.encrypt(content, hand_in.encrypt_to) if hand_in.encrypt_to else None
     if key is not None:
         write_atomic(path, content)
     if sealed is None:
@@ -66,7 +66,7 @@ def seal_submission(
 
 def encrypted_path(path: str | os.PathLike[str]) -> Path:
     """Where the encrypted form of the submission at ``path`` is."""
-    return Path(f"{os.fspath(path)}{keys.ENCRYPTED_SUFFIX}")
+    return Path(f"{os.fspath(path)}{signing.ENCRYPTED_SUFFIX}")
 
 
 def _without_keys(study: Study) -> Study:
@@ -76,11 +76,11 @@ def _without_keys(study: Study) -> Study:
 def _require_the_sites_own(
     key: str | os.PathLike[str], passphrase: str | None, hand_in: HandIn, site: str
 ) -> None:
-    public, known = keys.public_key_of(key, passphrase), hand_in.keys.get(site)
+    public, known = signing.public_key_of(key, passphrase), hand_in.keys.get(site)
     if hand_in.keys and public != known:
-        has = f"has the key {keys.fingerprint(known)}" if known else "has no key"
+        has = f"has the key {signing.fingerprint(known)}" if known else "has no key"
         raise OneRoundError(
-            f"the study {has} for {site}, this is {keys.fingerprint(public)}.",
+            f"the study {has} for {site}, this is {signing.fingerprint(public)}.",
             file=key,
             remedy="Give that key, or send the .pub file of this one to the coordinator.",
         )

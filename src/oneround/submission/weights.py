@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from oneround.errors import Problem
-from oneround.submission.container import ASK_AGAIN, JSON_LIMIT, parse_json, refuse, some
+from oneround.files import parse_json
+from oneround.submission.container import ASK_AGAIN, JSON_LIMIT, refuse, some
 
 DTYPES = {
     "F32": torch.float32,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import platform
@@ -11,11 +10,12 @@ from importlib.metadata import version
 
 from torch import nn
 
-from oneround.files import write_atomic
-from oneround.study import ArchitectureSpec, HandIn, Study, validated
+from oneround.files import sha256, write_atomic
+from oneround.schema import now, validated
+from oneround.study import ArchitectureSpec, HandIn, Study
 from oneround.submission import weights
 from oneround.submission.container import MANIFEST, WEIGHTS, pack
-from oneround.submission.manifest import Manifest, Privacy, TrainingSummary, now
+from oneround.submission.manifest import Manifest, Privacy, TrainingSummary
 from oneround.submission.read import examine, raise_if_fatal
 
 
@@ -67,8 +67,8 @@ def write_submission(
         "class_counts": None if shared is None else tuple(int(count) for count in shared),
         "training": training,
         "versions": _versions(),
-        "weights_sha256": hashlib.sha256(tensors).hexdigest(),
-        "created": created or now(),
+        "weights_sha256": sha256(tensors),
+        "created": created or now().isoformat(),
         "privacy": privacy,
     }
     manifest = validated(Manifest, content, path)

@@ -1,0 +1,1 @@
+"""What the coordinator does: the inbox, from submissions to the global model, its history."""

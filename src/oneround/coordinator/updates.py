@@ -1,0 +1,198 @@
+"""From one global model to the next, as hospitals come late or leave.
+
+*Coming*: the bank of the earlier run is kept and gets images of the new client models alone, and
+the student goes on, taught by all client models. It goes on from the earlier global model, or from
+the client model of a late site that brings what the others lack; the method says when.
+
+*Leaving*: nothing of a site that withdrew may be left. Its client model shaped images in the bank
+(as the one inverted and as companion), every soft target (its vote is in all of them) and so
+every weight of the student. There is no proof that further training forgets, so the only way
+with a guarantee is the way from the start: a run from the remaining submissions, which reads
+nothing of the earlier run but its options. That is what happens here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oneround import methods
+from oneround.coordinator.history import How, Ledger
+from oneround.distillation.student import STARTS
+from oneround.errors import OneRoundError
+from oneround.files import read_json
+from oneround.methods import Method
+from oneround.model_file import WEIGHTS
+from oneround.models.ensemble import Ensemble
+from oneround.runs.run import Kept
+from oneround.schema import Strict
+from oneround.study import Study
+from oneround.submission import Submission
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """A finished run whose global model gets a successor.
+
+    Attributes:
+        path: its RUN folder.
+        ledger: all models up to its own.
+        configuration: of that run.
+    """
+
+    path: Path
+    ledger: Ledger
+    configuration: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Predecessor:
+        """The run in a RUN folder.
+
+        Raises:
+            OneRoundError: it holds no finished run.
+        """
+        if not (path / "ledger.json").is_file() or not (path / WEIGHTS).is_file():
+            raise OneRoundError(
+                "there is no finished run here.",
+                file=path,
+                remedy="Give the RUN folder of `oneround distill`; finish it with --resume.",
+            )
+        return cls(path, Ledger.read(path), read_json(path / "configuration.json"))
+
+    @property
+    def method(self) -> Method:
+        """The method of that run."""
+        return methods.get(self.configuration["method"])
+
+    def options(self, assignments: Sequence[str] = ()) -> Strict:
+        """The options of the first run in the ledger, with ``assignments`` on top."""
+        content = self.configuration.get("full_options") or self.configuration["options"]
+        return self.method.options_from(content, assignments)
+
+
+@dataclass(frozen=True)
+class Succession:
+    """How the next global model comes from the last one.
+
+    Attributes:
+        how: see :class:`oneround.coordinator.history.Entry`.
+        added: sites that are new.
+        withdrawn: sites that have left.
+    """
+
+    how: How
+    added: tuple[str, ...]
+    withdrawn: tuple[str, ...]
+
+
+FULL = Succession("full", (), ())
+"""There is no earlier model."""
+
+
+def succession(
+    before: Predecessor, submissions: Sequence[Submission], without: Sequence[str]
+) -> Succession:
+    """What has changed since the last model; every change must have been asked for.
+
+    Args:
+        before: the earlier run.
+        submissions: all that take part from now on, old ones too.
+        without: sites that have withdrawn.
+
+    Raises:
+        OneRoundError: a site of the earlier run is neither given nor in ``without``, has handed
+            in something else since, or nothing has changed.
+    """
+    old = before.ledger.entries[-1].submissions
+    now = {s.manifest.site: s.sha256 for s in submissions}
+    problems = [
+        f"{site} has withdrawn, and a file of it is given" for site in without if site in now
+    ]
+    problems += [f"{site} has no part in that run" for site in without if site not in old]
+    for site, sha256 in old.items():
+        if site not in now and site not in without:
+            problems.append(f"no file of {site} is given, and it has not withdrawn")
+        elif now.get(site, sha256) != sha256:
+            problems.append(f"{site} has handed in another file since")
+    added = tuple(sorted(now.keys() - old.keys()))
+    if not (problems or added or without):
+        problems = ["the submissions are those of that run"]
+    if problems:
+        raise OneRoundError(
+            "; ".join(problems) + ".",
+            file=before.path,
+            remedy="Give the files of all sites that take part from now on, and --without for "
+            "those that left; for anything else make a run without --extend.",
+        )
+    how: How = "withdrawal" if without else "extension"
+    return Succession(how, added, tuple(sorted(without)))
+
+
+def extended_options(
+    before: Predecessor,
+    method: Method,
+    options: Strict,
+    change: Succession,
+    ensemble: Ensemble,
+    study: Study,
+) -> Strict:
+    """The options of an extension: less work than a full run, from where the last one ended.
+
+    Raises:
+        OneRoundError: the method cannot be extended, or is not that of the earlier run.
+    """
+    if method.name != before.method.name:
+        raise OneRoundError(
+            f"this run was made by {before.method.name}, whose work {method.name} "
+            "cannot go on with.",
+            file=before.path,
+            remedy="Leave out --method, or make a full run from all submissions, without --extend.",
+        )
+    if method.extend is None:
+        raise OneRoundError(
+            f"method {method.name} cannot be extended.",
+            remedy="Make a full run from all submissions, without --extend.",
+        )
+    changed: Strict = method.extend(ensemble, study, options, before.path, change.added)
+    return changed
+
+
+def require_fresh_start(options: Strict) -> None:
+    """Refuse options that would bring an older model into a run that must have nothing of one.
+
+    Raises:
+        OneRoundError: the student starts from a model file.
+    """
+    start = getattr(getattr(options, "distillation", None), "start", "auto")
+    if start not in STARTS:
+        raise OneRoundError(
+            f"the student would start from {start}, which may hold what the site has left in it.",
+            remedy="Add --set distillation.start=auto.",
+        )
+
+
+def keep_bank(before: Predecessor, run: Path) -> None:
+    """Copy the bank of the earlier run, as the first shards of this one; safe to repeat."""
+    for file in _shards(before.path):
+        target = run / "bank" / file.name
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            part = target.with_name(f".{file.name}.part")
+            shutil.copyfile(file, part)
+            part.replace(target)
+
+
+def kept(before: Predecessor, change: Succession) -> Kept:
+    """What a method needs to know of an extension."""
+    return Kept(sum(f.suffix == ".safetensors" for f in _shards(before.path)), change.added)
+
+
+def _shards(run: Path) -> list[Path]:
+    """Shards and their logs, the logs first: a shard says that its log is there."""
+    files = [
+        file for file in (run / "bank").glob("[0-9]*") if file.suffix in (".json", ".safetensors")
+    ]
+    return sorted(files, key=lambda file: (file.suffix, file.name))

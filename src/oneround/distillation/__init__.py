@@ -1,0 +1,1 @@
+"""The parts of a method: synthesis, adaptation, the student and its training."""

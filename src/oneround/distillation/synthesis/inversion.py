@@ -1,0 +1,354 @@
+"""Model inversion: images that the client models would take for their training images.
+
+DeepInversion (Yin et al., CVPR 2020) with an ensemble in place of the one teacher. All clients
+``together``, as in FedISCA (Kang et al., MICCAI 2023) and Kang et al. 2025:
+
+    L(x̂) = CE(f̄(x̂), y) + α_TV·TV(x̂) + α_BN·Σ_k Σ_l (‖μ_l(x̂) − μ_kl‖₂ + ‖σ²_l(x̂) − σ²_kl‖₂)
+
+with f̄ the ensemble and (μ_kl, σ²_kl) the running statistics of BatchNorm layer l of client k.
+Or ``in-turn``, which is ours: each batch belongs to one client k,
+
+    L_k(x̂) = CE(f_k(x̂), y) + Σ_j w_jy·CE(f_j(x̂), y)
+             + α_TV·TV(x̂) + α_BN·Σ_l (‖μ_l(x̂) − μ_kl‖₂ + ‖σ²_l(x̂) − σ²_kl‖₂)
+
+with its targets y in the class mix of client k, which is what its statistics describe: those of
+sites with different class mixes contradict each other. The companions j are drawn anew at every
+step; w_jy is what j has of class y, as a share of what the site with most of it has. Features
+that only one network takes for a class do not survive its companions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+
+from oneround.distillation.synthesis.bank import ImageBank
+from oneround.distillation.synthesis.statistics import Watched, statistics_distance, watch
+from oneround.files import read_json, write_json
+from oneround.models.ensemble import Client, Ensemble
+from oneround.runs.cost import Cost, Meter
+from oneround.runs.run import Kept
+from oneround.runs.stage import Stage
+from oneround.schema import Strict
+from oneround.study import Study
+
+Competitor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From images and the ensemble's log-probabilities of them to a term of the loss."""
+
+
+class InversionOptions(Strict):
+    """How images are synthesized.
+
+    Attributes:
+        images: how many trajectories; the bank holds ``len(snapshots)`` images of each.
+        batch_size: at most so many images are made together, and share one BatchNorm term.
+        clients: whether a batch is made from all client models ``together`` or from one of
+            them, ``in-turn``.
+        asked: for ``together``: client models that judge each step, drawn anew; 0: all. Their
+            BatchNorm terms count K/asked times, so that their sum over all K is estimated
+            without bias.
+        companions: for ``in-turn``: other clients whose cross-entropy counts in each step.
+        steps: optimization steps.
+        learning_rate: of Adam on the pixels, with betas (0.5, 0.9).
+        tv_weight: α_TV.
+        bn_weight: α_BN.
+        bn_reduction: ``sum``: the term as in the equation; ``mean``: divided by its number of
+            layers, so that α_BN means the same for any number and depth of client models.
+        jitter: largest random shift before each step, as a fraction of the image side.
+        snapshots: points of the trajectory (step/steps) at which images go into the bank; the
+            trajectory costs nothing more once it is walked. They rise, and the last is 1.
+    """
+
+    images: int = Field(default=640, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    clients: Literal["together", "in-turn"] = "in-turn"
+    asked: int = Field(default=0, ge=0)
+    companions: int = Field(default=1, ge=0)
+    steps: int = Field(default=150, ge=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    tv_weight: float = Field(default=0.02, ge=0)
+    bn_weight: float = Field(default=0.2, ge=0)
+    bn_reduction: Literal["sum", "mean"] = "sum"
+    jitter: float = Field(default=0.07, ge=0, lt=0.5)
+    snapshots: tuple[float, ...] = (1.0,)
+
+    @field_validator("snapshots")
+    @classmethod
+    def _snapshots_rise_to_the_end(cls, points: tuple[float, ...]) -> tuple[float, ...]:
+        if not points or points[-1] != 1 or points[0] <= 0 or sorted(set(points)) != list(points):
+            raise ValueError("snapshots must rise from above 0 to 1")
+        return points
+
+
+def synthesize(
+    ensemble: Ensemble,
+    study: Study,
+    options: InversionOptions,
+    stage: Stage,
+    kept: Kept = Kept(),  # noqa: B008 - it does not change
+) -> ImageBank:
+    """Fill an image bank, shard by shard; shards that are on disk already are read, not made.
+
+    Args:
+        ensemble: the client models, on the device of ``stage.fabric``.
+        study: classes and image shape.
+        options: see :class:`InversionOptions`.
+        stage: its folder keeps ``000.safetensors``, ``000.json``, …: images and their log.
+        kept: shards of an earlier run, which lie in the folder already; then the turn comes to
+            the client models that are new, and to no others.
+
+    Raises:
+        OneRoundError: a client model has no BatchNorm layer and ``bn_weight`` is not 0.
+    """
+    watched = watch(ensemble, needed=options.bn_weight > 0)
+    plan = batches_of(ensemble.clients, len(study.classes), options, kept.added)
+    fabric = stage.fabric
+    made: dict[int, Shard] = {}
+    turns = range(kept.shards, kept.shards + len(plan))
+    for number, batch in zip(turns, plan, strict=True):
+        if number % fabric.world_size == fabric.global_rank and not _on_disk(stage, number):
+            meter = Meter()
+            bank, curve = _shard(watched, study, options, stage, batch, number, turns, meter)
+            made[number] = bank, meter.cost, curve
+            _write(stage, number, *made[number])
+    fabric.barrier()
+    shards = [_read(stage, number)[0] for number in range(kept.shards)]
+    for number in turns:
+        bank, cost, curve = made[number] if number in made else _read(stage, number)
+        shards.append(bank)
+        stage.cost = stage.cost + cost
+        stage.curve += curve
+    return ImageBank.join(shards)
+
+
+Shard = tuple[ImageBank, Cost, list[dict[str, float]]]
+
+
+def _files(stage: Stage, number: int) -> tuple[Path, Path] | None:
+    images, log = stage.file(f"{number:03}.safetensors"), stage.file(f"{number:03}.json")
+    return None if images is None or log is None else (images, log)
+
+
+def _on_disk(stage: Stage, number: int) -> bool:
+    files = _files(stage, number)
+    return files is not None and files[0].exists()
+
+
+def _write(
+    stage: Stage, number: int, bank: ImageBank, cost: Cost, curve: list[dict[str, float]]
+) -> None:
+    files = _files(stage, number)
+    if files is not None:
+        write_json(files[1], {"cost": cost.model_dump(), "curve": curve})
+        bank.write(files[0])  # last: its presence says that the shard is complete
+
+
+def _read(stage: Stage, number: int) -> Shard:
+    files = _files(stage, number)
+    assert files is not None, "several processes share a bank through its folder"
+    saved = read_json(files[1])
+    return ImageBank.read(files[0]), Cost(**saved["cost"]), saved["curve"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one shard of the bank is made of.
+
+    Attributes:
+        targets: (B,) the class each image is made for.
+        client: index of the client whose turn it is; ``None``: all together.
+    """
+
+    targets: torch.Tensor
+    client: int | None = None
+
+
+def batches_of(
+    clients: Sequence[Client], classes: int, options: InversionOptions, only: Sequence[str] = ()
+) -> list[Batch]:
+    """All batches: of balanced targets, or as many images for each client (or each site in
+    ``only``), in its class mix (balanced too where a site keeps its class counts or gives zeros,
+    as counts with noise may be)."""
+    if options.clients == "together":
+        targets = torch.arange(options.images) % classes
+        return [Batch(part) for part in torch.split(targets, options.batch_size)]
+    batches = []
+    turns = [k for k, client in enumerate(clients) if not only or client.site in only]
+    for k, images in zip(turns, torch.arange(options.images).tensor_split(len(turns)), strict=True):
+        counts = clients[k].class_counts or ()
+        targets = class_mix(counts if any(counts) else (1,) * classes, len(images))
+        parts = targets.tensor_split(-(-len(targets) // options.batch_size)) if len(targets) else ()
+        batches += [Batch(part, k) for part in parts]
+    return batches
+
+
+def class_mix(counts: Sequence[int], size: int) -> torch.Tensor:
+    """(size,) classes in the proportions of ``counts``; any run of them is mixed as well.
+
+    They follow the golden ratio sequence, which fills an interval evenly from the start.
+    """
+    edges = torch.tensor(counts, dtype=torch.float64).cumsum(0)
+    places = (torch.arange(size, dtype=torch.float64) + 0.5) * (5**0.5 - 1) / 2 % 1
+    return torch.searchsorted(edges, places * edges[-1], right=True)
+
+
+def trajectory(
+    watched: Watched,
+    study: Study,
+    options: InversionOptions,
+    batch: Batch,
+    generator: torch.Generator,
+    stage: Stage,
+    meter: Meter,
+    competitor: Competitor | None = None,
+) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Images on their way from noise to what the client models take for their training images.
+
+    Args:
+        watched: the client models, see :func:`oneround.distillation.synthesis.statistics.watch`.
+        study: the shape and range of images.
+        options: all but the number of images, the batch size and the snapshots.
+        batch: what the images are made for.
+        generator: of noise and jitter.
+        stage: its device.
+        meter: measures every step.
+        competitor: where all clients judge together, a further term of the loss.
+
+    Yields:
+        After every step the images, (B, C, H, W), and the terms of its loss.
+    """
+    device, size = stage.fabric.device, len(batch.targets)
+    x = torch.randn(size, *study.image.shape, generator=generator)
+    x, targets = x.to(device).requires_grad_(), batch.targets.to(device)
+    limits = study.image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
+    optimizer = torch.optim.Adam([x], lr=options.learning_rate, betas=(0.5, 0.9))
+    for _ in range(options.steps):
+        asked = _asked(batch, watched, options, generator)
+        networks = tuple(sorted(str(watched.clients[k].architecture) for k in asked))
+        moved = jitter(x, options.jitter, generator)
+        with meter.step("invert", size, networks, competitor is None), stage.fabric.autocast():
+            if batch.client is None:
+                terms = _together(watched, moved, targets, asked, options, competitor)
+            else:
+                terms = _in_turn(watched, moved, targets, asked, options)
+            terms["total_variation"] = options.tv_weight * total_variation(x)
+            loss = torch.stack(list(terms.values())).sum()
+            optimizer.zero_grad()
+            stage.fabric.backward(loss)
+        optimizer.step()
+        with torch.no_grad():
+            x.clamp_(limits[0], limits[1])
+        yield x.detach(), terms
+
+
+def _shard(
+    watched: Watched,
+    study: Study,
+    options: InversionOptions,
+    stage: Stage,
+    batch: Batch,
+    number: int,
+    turns: range,
+    meter: Meter,
+) -> tuple[ImageBank, list[dict[str, float]]]:
+    """Shard ``number`` of ``turns``: its images from noise to the end of their trajectory."""
+    size, targets = len(batch.targets), batch.targets.to(stage.fabric.device)
+    taken_at = {max(1, round(point * options.steps)): point for point in options.snapshots}
+    snapshots, curve = [], []
+    hit_rate = 0.0
+    way = trajectory(watched, study, options, batch, stage.generator(number), stage, meter)
+    for step, (x, terms) in enumerate(way, 1):
+        last = step == options.steps or meter.flops >= stage.flops / len(turns)
+        if last or step in taken_at:
+            taken = x.half().cpu().contiguous()
+            progress = torch.full((size,), 1.0 if last else taken_at[step])
+            snapshots.append(ImageBank(taken, batch.targets, progress))
+        if last or step % 25 == 0:
+            with meter.step(size, "hit rate"), torch.no_grad(), stage.fabric.autocast():
+                hit_rate = (watched.unwatched(x).argmax(1) == targets).float().mean().item()
+            parts = {name: term.item() for name, term in terms.items()}
+            entry = {"shard": number, "step": step, "total": sum(parts.values())}
+            curve.append(entry | {"hit_rate": hit_rate} | parts)
+        done, total = (number - turns[0]) * options.steps + step, len(turns) * options.steps
+        stage.tell(total if last and number == turns[-1] else done, total,
+                   f"{hit_rate:.0%} on target")  # fmt: skip
+        if last:
+            break
+    return ImageBank.join(snapshots), curve
+
+
+def _asked(
+    batch: Batch, watched: Ensemble, options: InversionOptions, generator: torch.Generator
+) -> tuple[int, ...]:
+    """Clients that judge this step, the one whose turn it is first."""
+    clients = range(len(watched.clients))
+    if batch.client is None:
+        return watched.draw(options.asked, generator) or tuple(clients)
+    others = [k for k in clients if k != batch.client]
+    drawn = torch.randperm(len(others), generator=generator)[: options.companions]
+    return batch.client, *(others[i] for i in drawn.tolist())
+
+
+def _together(
+    watched: Ensemble,
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    asked: tuple[int, ...],
+    options: InversionOptions,
+    competitor: Competitor | None = None,
+) -> dict[str, torch.Tensor]:
+    """What the ensemble of the clients that are asked says of images ``x`` (B, C, H, W)."""
+    everybody = len(asked) == len(watched.clients)
+    log_p = watched(x, None if everybody else asked)
+    terms = {"cross_entropy": nn.functional.nll_loss(log_p, targets)}
+    if competitor is not None:
+        terms["competition"] = competitor(x, log_p)
+    judges = watched.models if everybody else nn.ModuleList(watched.models[k] for k in asked)
+    distance = statistics_distance(judges, options.bn_reduction)
+    if options.bn_reduction == "sum":
+        distance = distance * (len(watched.clients) / len(asked))
+    return terms | {"batch_norm": options.bn_weight * distance}
+
+
+def _in_turn(
+    watched: Watched,
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    asked: tuple[int, ...],
+    options: InversionOptions,
+) -> dict[str, torch.Tensor]:
+    """What the client whose turn it is and its companions say of images ``x`` (B, C, H, W)."""
+    shares = watched.weights / watched.weights.amax(0)
+    cross_entropy = torch.zeros((), device=x.device)
+    for k in asked:
+        models = (watched if k == asked[0] else watched.unwatched).models
+        logits = models[k](x).float()
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        share = shares[k].expand(logits.shape[1])[targets]
+        cross_entropy = cross_entropy + (losses if k == asked[0] else share * losses).mean()
+    distance = statistics_distance(watched.models[asked[0]], options.bn_reduction)
+    return {"cross_entropy": cross_entropy, "batch_norm": options.bn_weight * distance}
+
+
+def total_variation(x: torch.Tensor) -> torch.Tensor:
+    """Sum of the 2-norms of neighbor differences in four directions (DeepInversion's TV_l2)."""
+    differences = (
+        x[..., :, :-1] - x[..., :, 1:],
+        x[..., :-1, :] - x[..., 1:, :],
+        x[..., :-1, :-1] - x[..., 1:, 1:],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    )
+    return torch.stack([difference.norm() for difference in differences]).sum()
+
+
+def jitter(x: torch.Tensor, fraction: float, generator: torch.Generator) -> torch.Tensor:
+    """The batch shifted cyclically by at most ``fraction`` of its height and width."""
+    limits = [round(fraction * side) for side in x.shape[-2:]]
+    shifts = [int(torch.randint(-limit, limit + 1, (), generator=generator)) for limit in limits]
+    return x.roll(shifts, (-2, -1))

@@ -1,0 +1,196 @@
+"""The ServerApp: one message out to every site and one submission back; then the global model
+out and metrics back.
+
+A node that dies, one that is slow and one that sends rubbish are named, and the run goes on with
+the rest, as long as there are k of n. What arrives becomes a file in ``inbox`` and passes the
+checks of any other file; files that came there by another carrier count, too. So a run that was
+stopped goes on when it is started again: who has handed in is not asked a second time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+from pydantic import BeforeValidator, Field
+
+from oneround import methods
+from oneround.coordinator.inbox import expected_sites
+from oneround.errors import OneRoundError
+from oneround.federation import show_log
+from oneround.federation.coordinator import Inbox, distill, global_model, take_metrics, write_pages
+from oneround.federation.flower.messages import EVALUATE, HELLO, TRAIN, facts_of, files_of
+from oneround.federation.flower.polling import Conversation, Node
+from oneround.schema import Strict
+from oneround.signing import Identity
+from oneround.study import Study
+
+log = logging.getLogger("oneround.federation")
+
+app = ServerApp()
+
+OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+
+
+class Settings(Strict):
+    """The options of ``flwr run --run-config``, where they are written with ``-`` for ``_``.
+
+    Attributes:
+        study: the study file; k of n, deadline and keys are those of its ``hand_in``.
+        inbox: folder for the submissions.
+        out: RUN folder.
+        identity: opens encrypted submissions; its passphrase is in ``ONEROUND_PASSPHRASE``.
+        method, preset, seed: as for ``oneround distill``.
+        options: as ``--set`` of ``oneround distill``, separated by spaces.
+        extend: RUN folder of the global model so far, as for ``oneround distill``; its method and
+            options are taken.
+        lifetime_hours: how long a site may take for its answer, as long as its node lives.
+        wait_minutes: how long sites that are not online are waited for.
+        poll_seconds: how often answers are looked for.
+        sites: in a simulation, the folder with one folder for each hospital.
+    """
+
+    study: Path
+    inbox: Path
+    out: Path
+    identity: OptionalPath = None
+    method: str = methods.DEFAULT
+    preset: str = "quick"
+    options: str = ""
+    extend: OptionalPath = None
+    seed: int = Field(default=0, ge=0)
+    lifetime_hours: float = Field(default=24, gt=0)
+    wait_minutes: float = Field(default=5, ge=0)
+    poll_seconds: float = Field(default=3, gt=0)
+    sites: str = ""
+
+    @classmethod
+    def of(cls, context: Context) -> Settings:
+        """The settings of a run.
+
+        Raises:
+            OneRoundError: a key is missing, unknown or wrong.
+        """
+        given = {key.replace("-", "_"): value for key, value in context.run_config.items()}
+        return cls.validate_options(given, "--run-config")
+
+    def distillation(self) -> dict[str, Any]:
+        """What is asked for, as arguments of :func:`oneround.federation.coordinator.distill`.
+
+        Raises:
+            OneRoundError: there is no such method, or it has no such options.
+        """
+        if self.extend is not None:
+            return {"extends": self.extend, "seed": self.seed}
+        method = methods.get(self.method)
+        options = method.resolve(self.preset, self.options.split())
+        return {"method": method, "options": options, "seed": self.seed}
+
+    def conversation(self, grid: Grid, deadline: float = float("inf")) -> Conversation:
+        """With all nodes, until a deadline in seconds since 1970."""
+        until = min(deadline, time.time() + 3600 * self.lifetime_hours)
+        return Conversation(grid, until, 60 * self.wait_minutes, self.poll_seconds)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """From sites that are online to one global model, and what they say of it."""
+    show_log()
+    federate(grid, Settings.of(context))
+
+
+def federate(grid: Grid, settings: Settings) -> None:
+    """One round.
+
+    Raises:
+        OneRoundError: fewer than k submissions are right, or no global model can be made of them.
+    """
+    study = Study.read(settings.study)
+    secret = os.environ.get("ONEROUND_PASSPHRASE")
+    identity = Identity(settings.identity, secret) if settings.identity else None
+    inbox = Inbox(settings.inbox, study, identity)
+    notes = gather(grid, settings, inbox)
+    distill(inbox, inbox.enough(notes), settings.out, **settings.distillation())
+    notes += evaluate(grid, settings, study)
+    write_pages(settings.out, notes)
+    log.info("done: %s", settings.out / "report.html")
+
+
+def gather(grid: Grid, settings: Settings, inbox: Inbox) -> list[str]:
+    """One message to every site, one submission back; what went wrong, for the report."""
+    study = inbox.study
+    deadline = study.hand_in.deadline
+    talk = settings.conversation(grid, deadline.timestamp() if deadline else float("inf"))
+
+    def take(node: Node, reply: Message) -> None:
+        facts, kind = facts_of(reply), reply.metadata.message_type
+        if facts.get("done") is not True:
+            node.end("could not do it; the log of the site says why")
+        elif kind == TRAIN:
+            _take_submission(node, reply, inbox)
+        elif facts.get("study") != study.hash:
+            node.end("has another study; send it the study file again")
+        elif node.site in inbox.sites:
+            node.end("has handed in before", well=True)
+        else:
+            log.info("%s is asked to train", node)
+            talk.ask(node, TRAIN, {"study": study.hash})
+
+    talk.run(lambda node: talk.ask(node, HELLO, {}), take, inbox.complete)
+    accepted = inbox.sites
+    named = {node.site for node in talk.nodes}
+    missing = [s for s in expected_sites(study) if s not in accepted | named]
+    return [
+        *(f"{node} {node.outcome}." for node in talk.nodes if not node.well),
+        *(f"{site}: no node said that it was this site." for site in missing),
+    ]
+
+
+def _take_submission(node: Node, reply: Message, inbox: Inbox) -> None:
+    try:
+        (content,) = files_of(reply).values()
+        site = inbox.take(content)
+    except ValueError:
+        node.end("sent no submission")
+    except OneRoundError as error:
+        node.end(f"sent a file that is refused: {error.reason}")
+    else:
+        node.end(f"has handed in: {site}, {len(content):,} bytes", well=True)
+
+
+def evaluate(grid: Grid, settings: Settings, study: Study) -> list[str]:
+    """The global model to every site, metrics back; what went wrong, for the report."""
+    talk = settings.conversation(grid)
+    told: set[str] = set()
+
+    def take(node: Node, reply: Message) -> None:
+        facts = facts_of(reply)
+        if facts.get("done") is not True:
+            node.end("could not evaluate; the log of the site says why")
+        elif facts.get("told") is False:
+            node.end("tells no metrics", well=True)
+        else:
+            _take_metrics(node, reply, settings.out, study, told)
+
+    expected = set(expected_sites(study))
+    greet = partial(
+        talk.ask, kind=EVALUATE, facts={"study": study.hash}, files=global_model(settings.out)
+    )
+    talk.run(greet, take, lambda: bool(expected) and expected <= told)
+    return [f"Evaluation: {node} {node.outcome}." for node in talk.nodes if not node.well]
+
+
+def _take_metrics(node: Node, reply: Message, run: Path, study: Study, told: set[str]) -> None:
+    try:
+        found = take_metrics(run, study, files_of(reply))
+    except OneRoundError as error:
+        node.end(f"sent metrics that are refused: {error.reason}")
+    else:
+        told.add(found.site)
+        node.end(f"has evaluated: accuracy {found.global_model.accuracy:.3f}", well=True)

@@ -1,0 +1,205 @@
+"""A site in a live federation: what it does when it is asked, with the images that stay there.
+
+The site itself says who it is and where its images are; nothing that the coordinator sends can
+change that. It trains only for the study that it has itself.
+
+What goes wrong is logged at the site. The coordinator is told that it went wrong and no more: an
+error may quote names of files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from oneround import signing
+from oneround.data import Splits, read_splits
+from oneround.errors import OneRoundError
+from oneround.files import write_atomic
+from oneround.model_file import CONFIG, WEIGHTS
+from oneround.schema import Name, Strict
+from oneround.site.evaluation import chosen_split, evaluate_at_site, write_evaluation
+from oneround.site.make_submission import make_submission
+from oneround.study import Study
+from oneround.submission import check_submission, seal_submission
+
+log = logging.getLogger("oneround.federation")
+
+METRICS = "metrics.json"
+
+Fact = str | int | float | bool
+
+Answer = tuple[dict[str, Fact], dict[str, bytes]]
+"""Facts and files."""
+
+
+class Site(Strict):
+    """The settings of a site, which it makes itself.
+
+    Attributes:
+        site: its name.
+        study: the study file.
+        data: its images, as for ``oneround train --data``.
+        work: a folder of its own, for the submission and what belongs to it.
+        signed_by: the coordinator's ``.pub`` file; then the study must be signed.
+        key: the site's ``.key`` file; its passphrase is in ``ONEROUND_PASSPHRASE``.
+        evaluate: whether metrics of the global model may be told.
+        device: cpu, gpu, or auto.
+        threads: how many; 0: as many as torch likes.
+    """
+
+    site: Name
+    study: Path
+    data: str
+    work: Path
+    signed_by: Path | None = None
+    key: Path | None = None
+    evaluate: bool = True
+    device: str = "auto"
+    threads: int = Field(default=0, ge=0)
+
+    def read_study(self) -> Study:
+        """The study, in which the site must be.
+
+        Raises:
+            OneRoundError: it cannot be read, is not signed, or does not know the site.
+        """
+        study = Study.read(self.study, signed_by=self.signed_by)
+        study.require_site(self.site, self.study)
+        return study
+
+    def agreed(self, asked: str) -> Study:
+        """The study, which must be the one with the hash that is asked for.
+
+        Raises:
+            OneRoundError: as for :meth:`read_study`, or it is another one.
+        """
+        study = self.read_study()
+        if study.hash != asked:
+            raise OneRoundError(
+                f"the coordinator runs another study ({asked[:12]}…, here {study.hash[:12]}…).",
+                file=self.study,
+                remedy="Ask the coordinator for the study file, and read what has changed.",
+            )
+        return study
+
+    def images(self, study: Study) -> Splits:
+        """The images of this site."""
+        splits = read_splits(self.data, image=study.image, classes=study.classes)
+        for skipped in splits.skipped:
+            log.warning("left out: %s", skipped)
+        return splits
+
+    @property
+    def submission(self) -> Path:
+        """Where the submission is kept."""
+        return self.work / f"{self.site}.oneround"
+
+    @property
+    def passphrase(self) -> str | None:
+        """Of the key, if it has one."""
+        locked = self.key is not None and signing.needs_passphrase(self.key)
+        return os.environ.get("ONEROUND_PASSPHRASE") if locked else None
+
+
+def answered(settings: Callable[[], Site], function: Callable[[Site], Answer]) -> Answer:
+    """The answer of ``function``, with the fact ``done``; what goes wrong stays in the log.
+
+    Args:
+        settings: makes the settings, which may be wrong.
+        function: :func:`hello`, :func:`submission` or :func:`metrics`.
+    """
+    name = ""
+    try:
+        site = settings()
+        name = site.site
+        if site.threads:
+            torch.set_num_threads(site.threads)
+        facts, files = function(site)
+    except Exception as error:
+        log.error("%s", error, exc_info=not isinstance(error, OneRoundError))
+        return {"site": name, "done": False}, {}
+    return {"site": name, "done": True, **facts}, files
+
+
+def hello(site: Site) -> Answer:
+    """Which study the site has."""
+    return {"study": site.read_study().hash}, {}
+
+
+def submission(site: Site, asked: str) -> Answer:
+    """Train, and answer with the submission: signed, and encrypted if the study asks for that.
+
+    A submission to this study that is there already is handed in again; an interrupted training
+    goes on. To train anew, the site deletes the file.
+
+    Args:
+        site: the settings.
+        asked: hash of the study.
+
+    Raises:
+        OneRoundError: another study, no images, or no key.
+    """
+    study, file = site.agreed(asked), site.submission
+    if any(problem.fatal for problem in check_submission(file, _without_keys(study))):
+        _train(site, study)
+    else:
+        log.info("%s was made before and is handed in again", file)
+    leaves = seal_submission(file, study, key=site.key, passphrase=site.passphrase)
+    log.info("%s leaves: weights and a manifest, no image", leaves)
+    return {}, {leaves.name: leaves.read_bytes()}
+
+
+def _train(site: Site, study: Study) -> None:
+    from lightning_fabric import Fabric  # takes seconds to import
+
+    splits = site.images(study)
+    if not len(splits.train):
+        raise OneRoundError("there is no training image.", file=site.data, remedy="Put some there.")
+
+    def progress(stage: str, done: int, total: int, note: str) -> None:
+        log.info("%s: %s of %s, %s", stage, done, total, note)
+
+    fabric = Fabric(accelerator=site.device, devices=1)
+    made = make_submission(
+        study, site.site, splits, site.submission, fabric=fabric, progress=progress
+    )
+    log.info("%s is written; look at %s, which stays here", made.file, made.contact_sheet)
+
+
+def metrics(site: Site, asked: str, model: Mapping[str, bytes]) -> Answer:
+    """Measure the global model on the site's images, and answer with counts and metrics.
+
+    Args:
+        site: the settings.
+        asked: hash of the study.
+        model: ``global.safetensors`` and ``config.json``.
+
+    Raises:
+        OneRoundError: another study, a model that is none, or no images.
+    """
+    study = site.agreed(asked)
+    if not site.evaluate:
+        log.info("%s tells no metrics (evaluate=false)", site.site)
+        return {"told": False}, {}
+    folder = site.work / "global"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, CONFIG):
+        write_atomic(folder / name, model[name])
+    split, images = chosen_split(site.images(study), "auto", site.data)
+    own = site.submission if site.submission.is_file() else None
+    found = evaluate_at_site(folder / WEIGHTS, images, study, site.site, split=split, own=own)
+    passphrase = site.passphrase
+    written = write_evaluation(site.work / METRICS, found, key=site.key, passphrase=passphrase)
+    log.info("%s leave: counts and metrics, no image", " and ".join(map(str, written)))
+    return {}, {path.name: path.read_bytes() for path in written}
+
+
+def _without_keys(study: Study) -> Study:
+    """A submission is signed just before it leaves."""
+    return study.model_copy(update={"hand_in": study.hand_in.model_copy(update={"keys": {}})})

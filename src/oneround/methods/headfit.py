@@ -1,0 +1,230 @@
+"""A client model corrected for its class mix learns from the others what its site lacks.
+
+Ours, of parts that are known: prior correction (Saerens et al., *Neural Computation* 2002; Menon et
+al., ICLR 2021), model inversion (Yin et al., CVPR 2020), distillation (Hinton et al., 2015) and a
+last layer that is trained anew on fixed features (Kirichenko et al., ICLR 2023). It rests on three
+observations, measured in docs/research-log.md:
+
+1. A site's class mix is in its model. Taking it out costs nothing (the bias of the last layer) and
+   makes single models and ensemble better: :func:`oneround.models.ensemble.prior_corrected`.
+2. With little work, a student that learns from synthesized images in all its layers loses more than
+   it gains against the client model of the site that has seen most of every class, on most data.
+3. Classes that this site lacks are in its features already, to a degree: the last layer alone,
+   taught on few synthesized images, learns as much of them as the whole network, and risks less.
+
+So, with experts f_k (the corrected client models) and their class-count-weighted mixture p:
+
+    start:      f_0, the expert of the site with the most of every class; of sites with
+                as many of every class, the one with the smallest training loss
+    images:     model inversion of the experts in turn, few images and few steps
+    last layer: min_W E[ T²·KL(p(x) ‖ softmax(W·h(x))) + Σ_c s_c·(W·h(x) − f_0(x))_c² ]
+
+with h the features of f_0, which stay as real images made them, and s_c = ρ·n_0c/(n_0c + 10) + ε:
+of a class that its site knows the student keeps its answers; one that it has not seen it learns
+from the others, with caution. Where sites keep their class counts their models are taken as they
+are, and the student stays close to its start.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from oneround.data.augment import augment
+from oneround.distillation.gallery import write_gallery
+from oneround.distillation.student import broadest_client
+from oneround.distillation.synthesis import ImageBank, InversionOptions, synthesize
+from oneround.methods import GlobalModel
+from oneround.models.ensemble import Client, Ensemble, Rule, prior_corrected
+from oneround.models.inference import last_layer
+from oneround.runs.cost import Meter
+from oneround.runs.loop import Loop, Stateful
+from oneround.runs.optimization import learning_rate, set_learning_rate
+from oneround.runs.run import Run
+from oneround.runs.stage import Stage
+from oneround.schema import Strict
+from oneround.study import Augmentation, Study
+
+NEEDS = (
+    "Client models with BatchNorm that end with a fully connected layer; better with class counts."
+)
+
+
+LESSONS = 0.9  #: share of the FLOPs of distillation that views may cost; steps cost next to nothing
+
+
+class LastLayerOptions(Strict):
+    """How the last layer is distilled.
+
+    Attributes:
+        views: of each bank image, which are random changes of it; fewer where FLOPs are limited.
+        steps: optimization steps of Adam, each on ``batch_size`` views.
+        batch_size: views in each.
+        learning_rate: at the start; it falls along a cosine.
+        temperature: T.
+        trust: ρ, in what the site of the start knows itself.
+        caution: ε, against the others where it knows nothing.
+        augment: random changes.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    views: int = Field(default=4, ge=1)
+    steps: int = Field(default=400, ge=1)
+    batch_size: int = Field(default=512, ge=2)
+    learning_rate: float = Field(default=0.01, gt=0)
+    temperature: float = Field(default=4.0, gt=0)
+    trust: float = Field(default=10.0, ge=0)
+    caution: float = Field(default=0.05, ge=0)
+    augment: tuple[Augmentation, ...] = ("flip", "shift", "rotate", "intensity")
+    checkpoint_every: int = Field(default=100, ge=1)
+
+
+class Options(Strict):
+    """Everything that can be chosen, part by part.
+
+    Attributes:
+        rule: how the outputs of the experts become one; ``auto``: ``class-counts`` if all sites
+            share theirs, else ``probabilities``.
+        synthesis_share: where the run has a limit of FLOPs, the share that the bank may cost.
+        inversion: the image bank.
+        last_layer: the student.
+    """
+
+    rule: Rule = "auto"
+    synthesis_share: float = Field(default=0.8, gt=0, lt=1)
+    inversion: InversionOptions = InversionOptions(images=320, steps=50)
+    last_layer: LastLayerOptions = LastLayerOptions()
+
+
+PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
+
+
+def extend(
+    ensemble: Ensemble, study: Study, options: Options, earlier: Path, added: Sequence[str]
+) -> Options:
+    """Options for a run that goes on from an earlier one when sites come late: images of the new
+    client models alone; the last layer, which costs next to nothing, is taught anew."""
+    images = max(1, round(options.inversion.images * len(added) / len(ensemble.clients)))
+    inversion = options.inversion.model_copy(update={"images": images})
+    return options.model_copy(update={"inversion": inversion})
+
+
+def headfit(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+    """The method; every stage resumes where it was."""
+    experts = prior_corrected(ensemble.with_rule(options.rule), study)
+    first = broadest_client(experts, study)
+    assert first, "there is a client model"
+    synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
+    bank = synthesize(experts, study, options.inversion, synthesis, run.kept)
+    if run.leads:
+        write_gallery(run.path, study.image, bank)
+    stage = run.stage("distillation")
+    student = teach_last_layer(experts, first, bank, study, options.last_layer, stage)
+    return GlobalModel(student, (first.architecture,), notes=tuple(notes(first, study)))
+
+
+def notes(first: Client, study: Study) -> Iterator[str]:
+    """Whose client model the global model is in most of its layers, and what that one lacks."""
+    yield (
+        f"All layers but the last are those of the client model of {first.site}: who gets the "
+        "global model gets them."
+    )
+    known = knowledge(first, len(study.classes)) >= 0.5
+    lacks = [name for name, enough in zip(study.classes, known, strict=True) if not enough]
+    if lacks:
+        yield (
+            f"{first.site} has hardly any image of {', '.join(lacks)}: what the global model knows "
+            "of that comes from synthesized images. Look at its recall."
+        )
+
+
+def teach_last_layer(
+    experts: Ensemble,
+    first: Client,
+    bank: ImageBank,
+    study: Study,
+    options: LastLayerOptions,
+    stage: Stage,
+) -> nn.Module:
+    """A copy of the model of ``first`` whose last layer has learned from the experts what its
+    site lacks; in eval mode, on the CPU."""
+    student = copy.deepcopy(first.model).eval().requires_grad_(False)
+    layer = last_layer(student, study.image, len(study.classes)).requires_grad_(True)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=options.learning_rate)
+    parts: dict[str, Stateful] = {"layer": layer, "optimizer": optimizer}
+    loop = Loop(stage, options.steps, parts, keep_every=options.checkpoint_every)
+    with loop.meter.paused() if loop.done else nullcontext():
+        meter = Meter() if loop.done else loop.meter  # a run that goes on has paid already
+        own, taught, features = lessons(experts, first, bank, study, options, stage, meter)
+    soft = (taught / options.temperature).softmax(1)
+    stay = options.trust * knowledge(first, len(study.classes)).to(own.device) + options.caution
+    for step in loop:
+        rate = learning_rate("cosine", options.learning_rate, loop.done, loop.steps)
+        set_learning_rate(optimizer, rate)
+        size = min(options.batch_size, len(features))
+        chosen = torch.randint(len(features), (size,), generator=stage.generator(step))
+        chosen = chosen.to(features.device)
+        with loop.meter.step("learn", size):
+            logits = layer(features[chosen])
+            log_q = (logits / options.temperature).log_softmax(1)
+            divergence = nn.functional.kl_div(log_q, soft[chosen], reduction="batchmean")
+            change = (logits - own[chosen]).square().mean(0)
+            loss = options.temperature**2 * divergence + (stay * change).sum()
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        loop.observe(student)
+        if step % 50 == 0 or step == options.steps:
+            agreement = (logits.argmax(1) == soft[chosen].argmax(1)).float().mean().item()
+            entry = {"loss": loss.item(), "learning_rate": rate, "agreement": agreement}
+            stage.curve.append({"step": step} | entry)
+        loop.note = f"loss {loss.item():.3f}"
+    return student.requires_grad_(False).cpu().eval()
+
+
+def lessons(
+    experts: Ensemble,
+    first: Client,
+    bank: ImageBank,
+    study: Study,
+    options: LastLayerOptions,
+    stage: Stage,
+    meter: Meter,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Views of the bank, as many as the FLOPs of the stage pay for, at least one: logits of
+    ``first``, (N, classes), log-probabilities of the experts together, (N, classes), and features
+    of ``first``, (N, D)."""
+    model = copy.deepcopy(first.model).eval()
+    layer = last_layer(model, study.image, len(study.classes))
+    features: list[torch.Tensor] = []
+    own, taught = [], []
+    quick = experts.folded()
+    most = LESSONS * stage.flops / stage.fabric.world_size
+    with layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])):
+        for view in range(options.views):
+            if view and meter.flops * (view + 1) / view > most:
+                break
+            with meter.step("view"):
+                for part in range(0, len(bank), options.batch_size):
+                    images = bank.images[part : part + options.batch_size].float()
+                    x = augment(images, options.augment, stage.generator("view", view, part))
+                    with torch.no_grad():
+                        x = stage.fabric.to_device(x)
+                        own.append(model(x))
+                        taught.append(quick(x))
+    return torch.cat(own), torch.cat(taught), torch.cat(features)
+
+
+def knowledge(client: Client, classes: int) -> torch.Tensor:
+    """n_c / (n_c + 10), (classes,), of the images n_c that its site has of each class; 1 where it
+    keeps its class counts."""
+    if client.class_counts is None:
+        return torch.ones(classes)
+    counts = torch.tensor(client.class_counts, dtype=torch.float32)
+    return counts / (counts + 10)

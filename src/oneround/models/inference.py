@@ -1,0 +1,100 @@
+"""Networks made faster, and what of them a method needs to reach."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from oneround.errors import OneRoundError
+from oneround.models.batch_norm import is_batch_norm
+from oneround.study import ImageSpec
+
+
+def last_layer(model: nn.Module, image: ImageSpec, classes: int) -> nn.Linear:
+    """The fully connected layer whose output the logits are, with its bias.
+
+    Raises:
+        OneRoundError: there is none.
+    """
+    x = torch.zeros(1, *image.shape, device=next(model.parameters()).device)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.bias is not None]
+    for layer in reversed([m for m in layers if m.out_features == classes]):
+        silenced = layer.register_forward_hook(lambda *call: torch.zeros_like(call[2]))
+        with silenced, torch.no_grad():
+            if not model(x).any():
+                return layer
+    raise OneRoundError(
+        "the network does not end with a fully connected layer that has a bias.",
+        remedy="Give it one, or use a method that needs none, such as kang2025.",
+    )
+
+
+class _Pointwise(nn.Conv2d):
+    """A strided 1×1 convolution as one of stride 1 over the pixels that it looks at."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The same output as with the stride."""
+        seen = nn.functional.avg_pool2d(x, 1, self.stride)
+        return nn.functional.conv2d(seen, self.weight, self.bias, groups=self.groups)
+
+
+def to_fast_layout(model: nn.Module) -> None:
+    """Put the weights into channels-last order, which is faster on CPUs, where that is safe.
+
+    oneDNN writes out of bounds in the backward pass of a strided 1×1 convolution in this
+    order when its input channels do not fill a vector register (oneDNN issue 6035): torch then
+    crashes or trains on wrong gradients. Such a layer is made to work without its stride; a
+    network where it is not a plain one stays as it is.
+    """
+    unsafe = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+        and not isinstance(layer, _Pointwise)
+        and (layer.in_channels % 16 and set(layer.kernel_size) == {1} and max(layer.stride) > 1)
+    ]
+    if any(type(layer) is not nn.Conv2d or set(layer.padding) != {0} for layer in unsafe):
+        return
+    for layer in unsafe:
+        layer.__class__ = _Pointwise  # its tensors, their names and its output are the same
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class _Tracer(fx.Tracer):
+    """Sees every convolution and BatchNorm layer as a whole, those of other packages too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = isinstance(m, nn.Conv2d | _BatchNorm)
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy for inference alone, in which convolutions do the work of BatchNorm layers.
+
+    Where nothing else uses the output of a convolution, the BatchNorm layer after it becomes
+    part of its weights; outputs and input gradients are the same up to rounding. The others
+    stay, as do all of a network whose forward pass torch.fx cannot follow.
+    """
+    original = copy.deepcopy(model).eval()
+    traced = copy.deepcopy(original)
+    try:
+        graph = _Tracer().trace(traced)
+    except Exception:  # anything: it has run the forward pass of somebody else's network
+        return original
+    layers, calls = dict(traced.named_modules()), Counter(node.target for node in graph.nodes)
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module":
+            continue
+        convolution, norm = layers[str(before.target)], layers[str(node.target)]
+        alone = len(before.users) == calls[before.target] == calls[node.target] == 1
+        if alone and isinstance(convolution, nn.Conv2d) and is_batch_norm(norm):
+            traced.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+    return fx.GraphModule(traced, graph).eval()

@@ -1,0 +1,1 @@
+"""What a researcher does: sites simulated in one process, and benchmarks."""

@@ -1,0 +1,289 @@
+"""Many sites in one process, on one data set: for research and for the demo.
+
+The same functions as at the hospitals and at the coordinator, one after the other. The test
+split is used at the very end, and only to report.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from oneround.coordinator.aggregate import (
+    collect_results,
+    ensemble_of,
+    ledger_of,
+    limit,
+    make_global_model,
+)
+from oneround.coordinator.results import Models, Results, SiteMetrics
+from oneround.data import ImageSet, Splits, describe, read_splits
+from oneround.data.partition import by_site, dirichlet_shares, equal_shares, split_by_shares
+from oneround.errors import OneRoundError
+from oneround.evaluation import evaluate
+from oneround.methods import GlobalModel, Method
+from oneround.models.ensemble import RULES, Ensemble, Rule, average
+from oneround.runs.run import TRAINING, Run
+from oneround.runs.stage import Progress, derived_seed, silent
+from oneround.schema import Strict, merged, parse_assignment
+from oneround.site.training import train_client
+from oneround.study import ArchitectureSpec, ImageSpec, Study, preset
+from oneround.submission import Submission, read_submissions
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Partition = Literal["iid", "dirichlet", "site"]
+
+
+def prepare(
+    data: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    architectures: Sequence[ArchitectureSpec] = (),
+    preset_name: str = "quick",
+    training: Sequence[str] = (),
+    seed: int = 0,
+    max_skipped: float = 0.05,
+    download: bool = False,
+) -> tuple[Splits, Study]:
+    """A data set, and a study that fits it.
+
+    Args:
+        data: anything that :func:`oneround.data.read_splits` reads.
+        size: side of the images; their own by default.
+        architectures: allowed networks; that of the preset by default.
+        preset_name: of the network and the training recipe.
+        training: changes of the recipe, such as ``training.epochs=5``.
+        seed: of the study.
+        max_skipped: see :func:`oneround.data.read_splits`.
+        download: as there.
+
+    Raises:
+        OneRoundError: the data set cannot be read or has only one class, or an option is not
+            allowed.
+    """
+    found = describe(data, download=download)
+    if len(found.classes) < 2:
+        raise OneRoundError(
+            f"there is only one class, {', '.join(found.classes)}.",
+            file=data,
+            remedy="Add images of another class.",
+        )
+    side = {"height": size, "width": size} if size else {}
+    image = ImageSpec.validate_options(found.image.model_dump() | side, "image options")
+    splits = read_splits(
+        data, image=image, classes=found.classes, max_skipped=max_skipped, download=download
+    )
+    name = Path(data).stem
+    return splits, study_for(name, found.classes, image, architectures, preset_name, training, seed)
+
+
+def study_for(
+    name: str,
+    classes: Sequence[str],
+    image: ImageSpec,
+    architectures: Sequence[ArchitectureSpec],
+    preset_name: str,
+    training: Sequence[str],
+    seed: int,
+) -> Study:
+    """The study of a simulation; see :func:`prepare`."""
+    network, recipe = preset(preset_name, image)
+    content: dict[str, Any] = {"training": recipe.model_dump()}
+    for change in training:
+        content = merged(content, parse_assignment(change))
+    content |= {"name": name, "classes": classes, "image": image, "seed": seed}
+    content["architectures"] = tuple(architectures) or (network,)
+    return Study.validate_options(content, "options of the study")
+
+
+def simulate(
+    splits: Splits,
+    study: Study,
+    *,
+    sites: int,
+    partition: Partition,
+    method: Method,
+    options: Strict,
+    out: str | os.PathLike[str],
+    beta: float = 0.6,
+    flops: float | None = None,
+    resume: bool = False,
+    fabric: Fabric | None = None,
+    progress: Progress = silent,
+) -> Results:
+    """Divide, train at every site, hand in, distill, evaluate.
+
+    Args:
+        splits: the data set; sites get disjoint parts of ``train`` and ``val``.
+        study: the agreement; its seed decides the partition and everything else. Site k uses
+            architecture k modulo their number.
+        sites: number of sites; ignored when ``partition`` is ``site``.
+        partition: ``iid``, ``dirichlet`` over labels, or ``site`` by the site column.
+        method: how the global model is made.
+        options: of the method.
+        out: RUN folder; see :func:`oneround.coordinator.aggregate.distill`.
+        beta: of the Dirichlet partition.
+        flops: see :func:`oneround.coordinator.aggregate.distill`.
+        resume: go on with an interrupted run.
+        fabric: device and precision.
+        progress: called with stage, steps done, steps in all and a note.
+
+    Returns:
+        What is in ``results.json``.
+
+    Raises:
+        OneRoundError: no test images, a partition that is not possible, a site that the study
+            does not allow, or anything that training and distillation raise.
+    """
+    if splits.test is None or not len(splits.test):
+        raise OneRoundError(
+            "the data set has no test images to report on.",
+            remedy="Add a test split, or use `oneround train` and `oneround distill`.",
+        )
+    parts = divide(splits, study, sites, partition, beta)
+    for site in parts:
+        study.require_site(site)
+    configuration = {
+        "study": study.agreement(),
+        "partition": {"kind": partition, "sites": len(parts), "beta": beta},
+        "class_counts": {site: train.class_counts().tolist() for site, (train, _) in parts.items()},
+        "method": method.name,
+        "options": options.model_dump(mode="json"),
+    } | limit(flops)
+    with Run(
+        out, configuration, seed=study.seed, resume=resume, fabric=fabric, progress=progress,
+        flops=flops or math.inf, sites=parts,
+    ) as run:  # fmt: skip
+        submissions = train_sites(run, study, parts)
+        made = make_global_model(run, study, submissions, method, options)
+        rule: Rule = getattr(options, "rule", "auto")
+        models, notes = evaluate_all(run, study, submissions, made, splits.test, rule)
+        notes += made.notes
+        results = collect_results(run, study, submissions, method, options, models, notes)
+        results.write(run.path)
+        ledger_of(run, results).write(run.path)
+    return results
+
+
+def divide(
+    splits: Splits, study: Study, sites: int, partition: Partition, beta: float
+) -> dict[str, tuple[ImageSet, ImageSet | None]]:
+    """Training and validation images of every site."""
+    if partition == "site":
+        return _by_column(splits)
+    if len(splits.train) < sites:
+        raise OneRoundError(
+            f"{len(splits.train)} training images cannot be divided among {sites} sites.",
+            remedy="Use fewer sites.",
+        )
+    generator = torch.Generator().manual_seed(derived_seed(study.seed, "partition"))
+    counts = splits.train.class_counts()
+    shares = equal_shares(len(counts), sites)
+    if partition == "dirichlet":
+        shares = dirichlet_shares(counts, sites, beta, generator)
+    train = [
+        splits.train.subset(i) for i in split_by_shares(splits.train.labels, shares, generator)
+    ]
+    val: Sequence[ImageSet | None] = [None] * sites
+    if splits.val is not None:
+        indices = split_by_shares(splits.val.labels, shares, generator)
+        val = [splits.val.subset(i) if len(i) else None for i in indices]
+    names = [f"site-{number + 1:0{len(str(sites))}}" for number in range(sites)]
+    return dict(zip(names, zip(train, val, strict=True), strict=True))
+
+
+def _by_column(splits: Splits) -> dict[str, tuple[ImageSet, ImageSet | None]]:
+    if splits.train.sites is None:
+        raise OneRoundError(
+            "the data set does not say which image is from which site.",
+            remedy="Add a column `site` to the CSV file, or use --partition iid or dirichlet.",
+        )
+    val = splits.val
+    of_val = {} if val is None or val.sites is None else by_site(val.sites)
+    return {
+        site: (
+            splits.train.subset(indices),
+            None if val is None or site not in of_val else val.subset(of_val[site]),
+        )
+        for site, indices in by_site(splits.train.sites).items()
+    }
+
+
+def train_sites(
+    run: Run, study: Study, parts: dict[str, tuple[ImageSet, ImageSet | None]]
+) -> list[Submission]:
+    """Every site trains and hands in; what is handed in already is kept."""
+    folder = run.path / "submissions"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for number, (site, (train, val)) in enumerate(parts.items()):
+        architecture = study.architectures[number % len(study.architectures)]
+        stage = run.stage(TRAINING, site, folder="sites")
+        client = train_client(study, site, train, val, architecture=architecture, stage=stage)
+        paths.append(folder / f"{site}.oneround")
+        if not paths[-1].exists():
+            client.write(paths[-1], study)
+    return read_submissions(paths, study)
+
+
+def evaluate_all(
+    run: Run,
+    study: Study,
+    submissions: Sequence[Submission],
+    made: GlobalModel,
+    test: ImageSet,
+    rule: Rule,
+) -> tuple[Models, list[str]]:
+    """Metrics of all models on the test images, and notes on what could not be evaluated."""
+    ensemble = ensemble_of(submissions, study)
+    notes = [
+        f"{s.manifest.site} has no training image of class {study.classes[c]}."
+        for s in submissions
+        for c, count in enumerate(s.manifest.class_counts or ())
+        if count == 0
+    ]
+    total = len(submissions) + len(RULES) + 2
+    done = 0
+
+    def measured(model: torch.nn.Module, name: str) -> dict[str, object]:
+        nonlocal done
+        metrics = evaluate(model, test, study.image, fabric=run.fabric)
+        done += 1
+        run.progress("evaluation", done, total, name)
+        return metrics.model_dump()
+
+    sites = [
+        SiteMetrics.model_validate(measured(s.model, s.manifest.site) | {"site": s.manifest.site})
+        for s in submissions
+    ]
+    rules = {}
+    for name in RULES:
+        try:
+            rules[name] = measured(_with_rule(ensemble, name), f"ensemble, {name}")
+        except OneRoundError as error:
+            notes.append(f"ensemble, {name}: {error.reason}")
+    try:
+        fedavg = measured(average(ensemble), "fedavg")
+    except OneRoundError as error:
+        fedavg = None
+        notes.append(f"fedavg: {error.reason}")
+    models = {
+        "sites": sites,
+        "fedavg": fedavg,
+        "ensemble": rules[ensemble.with_rule(rule).rule],
+        "rules": rules,
+        "global": measured(made.model, "global model"),
+    }
+    return Models.model_validate(models), notes
+
+
+def _with_rule(ensemble: Ensemble, name: str) -> Ensemble:
+    rule: Rule = name  # type: ignore[assignment]
+    return ensemble.with_rule(rule)

@@ -1,0 +1,313 @@
+"""The RUN folder: one run at a time, its configuration, its stages, its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from filelock import FileLock, Timeout
+
+from oneround.data import ImageSet
+from oneround.errors import OneRoundError
+from oneround.files import read_json, write_atomic, write_json
+from oneround.runs.cost import Cost
+from oneround.runs.stage import Observer, Progress, Stage, cpu, silent
+from oneround.schema import now
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+TRAINING = "training"
+"""Stage of client training, which is no part of a method."""
+
+PROGRESS = "progress.json"
+"""Of the RUN folder: the step that was last told, for who looks on. Decides nothing."""
+
+_LOCK = ".lock"
+
+log = logging.getLogger("oneround")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run that extends an earlier one finds in its folder.
+
+    Attributes:
+        shards: number of shards of the image bank that are there, the first ones.
+        added: sites whose client models are not in them.
+    """
+
+    shards: int = 0
+    added: tuple[str, ...] = ()
+
+
+class Run:
+    """A RUN folder that this process alone works in; use it in a ``with`` statement.
+
+    Args:
+        path: the folder; made if it is not there.
+        configuration: everything that decides the result, ready for JSON.
+        seed: of all stages.
+        resume: go on with what is in the folder.
+        fabric: device, precision, processes; the CPU by default.
+        progress: told about every step of every stage.
+        flops: what the method may spend in all; training at the sites does not count.
+        observer: looks at the student on its way; what it saw is in :meth:`observed`.
+        sites: images of the sites, training and validation, in a simulation. Only the two ends
+            of the scale (centralized training, FedAvg of many rounds) may ask for them.
+        kept: of an earlier run that this one extends.
+
+    Raises:
+        OneRoundError: another process works in the folder; it holds a run and ``resume`` is
+            false; or it holds a run with another configuration.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        configuration: Mapping[str, Any],
+        *,
+        seed: int = 0,
+        resume: bool = False,
+        fabric: Fabric | None = None,
+        progress: Progress = silent,
+        flops: float = math.inf,
+        observer: Observer | None = None,
+        sites: Mapping[str, tuple[ImageSet, ImageSet | None]] | None = None,
+        kept: Kept = Kept(),
+    ) -> None:
+        self.path = Path(path)
+        self.configuration = dict(configuration)
+        self.seed, self.resume = seed, resume
+        self.fabric = fabric or cpu()
+        self.progress = _Noted(self.path / PROGRESS, progress) if self.leads else progress
+        self.flops, self.observer, self.sites = flops, observer, sites
+        self.kept = kept
+        self.stages: dict[str, Stage] = {}
+        self._lock = FileLock(self.path / _LOCK)
+        self._handler: logging.Handler | None = None
+
+    def __enter__(self) -> Self:
+        if self.leads:
+            self._open()
+        try:
+            self.fabric.barrier()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return self
+
+    def _open(self) -> None:
+        """Take hold of the folder."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0.5)  # :func:`is_working` may hold it for a moment
+        except Timeout as error:
+            raise OneRoundError(
+                "another process is working in this folder.",
+                file=self.path,
+                remedy="Wait until it is done, or choose another --out.",
+            ) from error
+        except OSError as error:
+            raise OneRoundError(
+                f"cannot be used as RUN folder: {error.strerror}.",
+                file=self.path,
+                remedy="Choose a folder that you may write to as --out.",
+            ) from error
+        try:
+            self._check_configuration()
+        except BaseException:
+            self._lock.release()
+            if not (self.path / "configuration.json").exists():
+                Path(self._lock.lock_file).unlink(
+                    missing_ok=True
+                )  # not a RUN folder: leave no trace
+            raise
+        self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._handler)
+        log.setLevel(logging.INFO)
+        log.info("resumed" if self.resume else "started")
+
+    def _lost(self, error: RuntimeError) -> OneRoundError:
+        """What a process says whose partner has ended."""
+        reason = str(error).partition(". ")[0].rpartition("] ")[2]
+        return OneRoundError(
+            f"the connection to another process of this run was lost ({reason}).",
+            file=self.path,
+            remedy="See what that process has said; then run the same command with --resume.",
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            log.info("finished")
+        else:
+            log.error("stopped: %s", str(error) or type(error).__name__)
+        if self._handler is not None:
+            log.removeHandler(self._handler)
+            self._handler.close()
+        self._lock.release()
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if isinstance(error, RuntimeError) and lost and self.fabric.world_size > 1:
+            raise self._lost(error) from error
+
+    def stage(self, name: str, part: str = "", *, folder: str = "", share: float = 1) -> Stage:
+        """A stage, or one ``part`` of it (such as a site); kept in ``RUN/folder/part``.
+
+        Args:
+            name: what it is called in results and progress.
+            part: of the stage, with a log of its own.
+            folder: of the RUN folder; ``name`` by default.
+            share: of the FLOPs that are left, what it may spend.
+        """
+        key = f"{name}/{part}" if part else name
+        before = self.spent()
+        self.stages[key] = Stage(
+            name,
+            self.seed,
+            self.path / (folder or name) / part,
+            self.fabric,
+            self.progress,
+            flops=max(0, self.flops - before.flops) * share,
+            before=before,
+            observer=self.observer,
+        )
+        log.info("stage %s", key)
+        return self.stages[key]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files; one is, among those of a run."""
+        return self.fabric.global_rank == 0
+
+    def spent(self) -> Cost:
+        """What the method has cost; training at the sites is no part of it."""
+        return sum((s.cost for s in self.stages.values() if s.name != TRAINING), Cost())
+
+    def images_of_sites(self, purpose: str) -> Mapping[str, tuple[ImageSet, ImageSet | None]]:
+        """The images of all sites, which only a simulation has.
+
+        Raises:
+            OneRoundError: this run is no simulation.
+        """
+        if self.sites is None:
+            raise OneRoundError(
+                f"{purpose} needs the images of all sites, which only a simulation has.",
+                remedy="Use `oneround simulate`, or a method that works from submissions.",
+            )
+        return self.sites
+
+    def observed(self) -> list[dict[str, float]]:
+        """What the observer saw in all stages, in order."""
+        return [entry for stage in self.stages.values() for entry in stage.observed]
+
+    def costs(self) -> dict[str, Cost]:
+        """What every stage has cost, its parts added up."""
+        costs: dict[str, Cost] = {}
+        for key, stage in self.stages.items():
+            name = key.partition("/")[0]
+            costs[name] = costs.get(name, Cost()) + stage.cost
+        return costs
+
+    def curves(self) -> dict[str, Any]:
+        """The log of every stage; of a stage in parts, one log for each part."""
+        curves: dict[str, Any] = {}
+        for key, stage in self.stages.items():
+            name, _, part = key.partition("/")
+            if part:
+                curves.setdefault(name, {})[part] = stage.curve
+            else:
+                curves[name] = stage.curve
+        return curves
+
+    def _check_configuration(self) -> None:
+        """Keep the configuration of a new run; compare with that of an older one."""
+        path = self.path / "configuration.json"
+        if not path.exists():
+            others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise OneRoundError(
+                    f"the folder is not empty and holds no run ({sorted(others)[0]}, …).",
+                    file=self.path,
+                    remedy="Choose a new folder as --out.",
+                )
+            write_json(path, self.configuration)
+            return
+        if not self.resume:
+            raise OneRoundError(
+                "the folder holds a run already.",
+                file=self.path,
+                remedy="Add --resume to go on with it, or choose another --out.",
+            )
+        different = sorted(_differences(read_json(path), self.configuration))
+        if different:
+            raise OneRoundError(
+                f"the run in this folder was started with other options: {', '.join(different)}.",
+                file=path,
+                remedy="Give the same options as the first time, or choose another --out.",
+            )
+
+
+class _Noted:
+    """Progress that is told on, and noted in a file, at most once a second."""
+
+    def __init__(self, path: Path, tell: Progress) -> None:
+        self._path, self._tell, self._last = path, tell, -math.inf
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        self._tell(stage, done, total, note)
+        if time.monotonic() - self._last < 1:
+            return
+        self._last = time.monotonic()
+        step = {"stage": stage, "done": done, "total": total, "note": note}
+        with suppress(OneRoundError):  # a run goes on without it
+            write_atomic(
+                self._path, json.dumps(step | {"time": now().isoformat()}).encode(), durable=False
+            )
+
+
+def is_working(path: Path) -> bool:
+    """Whether a process works in the RUN folder ``path`` right now. Writes nothing there."""
+    lock = path / _LOCK
+    if not lock.is_file():
+        return False
+    try:  # others who look hold it for a moment, a run all the time
+        with FileLock(lock, timeout=0.1, poll_interval=0.01):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> set[str]:
+    """Names of the options that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        found = [_differences(old.get(k), new.get(k), f"{prefix}.{k}".lstrip(".")) for k in keys]
+        return set().union(*found)
+    return set() if old == new else {prefix}
+
+
+def environment() -> dict[str, str]:
+    """Versions of everything that decides the numbers."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("oneround", "torch", "monai", "lightning-fabric", "numpy", "safetensors")
+    threads = {"threads": str(torch.get_num_threads())}
+    return {"python": platform.python_version()} | {p: version(p) for p in packages} | threads

@@ -1,0 +1,1 @@
+"""What a hospital does: train, make the submission, evaluate the global model."""

@@ -1,0 +1,87 @@
+"""The part of a site: images in, the one file out."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oneround.data import Splits
+from oneround.errors import OneRoundError
+from oneround.runs.cost import Cost
+from oneround.runs.stage import Progress, Stage, cpu, derived_seed, silent
+from oneround.site.contact_sheet import write_contact_sheet
+from oneround.site.training import CHECKPOINT, TrainedClient, train_client
+from oneround.study import ArchitectureSpec, Study
+from oneround.submission import Manifest, check_submission
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Made:
+    """A submission that was just written.
+
+    Attributes:
+        file: the one file to hand in.
+        contact_sheet: picture of what the network sees; it stays at the site.
+        client: what is in the file.
+        manifest: what the file says of it.
+        cost: of the training.
+    """
+
+    file: Path
+    contact_sheet: Path
+    client: TrainedClient
+    manifest: Manifest
+    cost: Cost
+
+
+def make_submission(
+    study: Study,
+    site: str,
+    splits: Splits,
+    file: str | os.PathLike[str],
+    *,
+    architecture: ArchitectureSpec | None = None,
+    fabric: Fabric | None = None,
+    progress: Progress = silent,
+) -> Made:
+    """All that a site does with its images: train, and write the file beside a contact sheet.
+
+    An interrupted training goes on when the same call is made again: until the file is written,
+    epochs are kept in ``NAME.training`` beside it.
+
+    Args:
+        study, site, architecture: as for :func:`oneround.site.training.train_client`.
+        splits: images of the site.
+        file: the submission to write; an older one is replaced.
+        fabric: device and precision; the CPU by default.
+        progress: called with stage, epochs done, epochs in all and a note.
+
+    Raises:
+        OneRoundError: as for :func:`oneround.site.training.train_client`, or ``file`` is there and is
+            no submission.
+    """
+    file = Path(file)
+    if file.exists() and any(problem.fatal for problem in check_submission(file)):
+        raise OneRoundError(
+            "there is something else than a submission already.",
+            file=file,
+            remedy="Choose another --out, such as NAME.oneround, or move that file away.",
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet, work = file.with_suffix(".contact-sheet.png"), file.with_suffix(".training")
+    write_contact_sheet(sheet, study, splits.train)
+    stage = Stage("training", derived_seed(study.seed, site), work, fabric or cpu(), progress)
+    client = train_client(
+        study, site, splits.train, splits.val, architecture=architecture, stage=stage
+    )
+    manifest = client.write(file, study)
+    with suppress(OSError):  # the folder may be one that was there, with other files
+        (work / CHECKPOINT).unlink(missing_ok=True)
+        work.rmdir()
+    return Made(file, sheet, client, manifest, stage.cost)

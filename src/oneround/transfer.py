@@ -1,0 +1,411 @@
+"""Where files travel: a folder that both sides reach, such as a share, an SFTP or S3 store.
+
+Any carrier does, since the file looks after itself: it is signed, may be encrypted, and is
+checked by whoever reads it. The carrier gets a file under its final name only when it is whole.
+
+====================  ================================  ==========================
+URL                   is                                needs
+====================  ================================  ==========================
+a path, ``file:``     a folder, also a mounted share
+``sftp://``           SFTP, host keys checked           ``oneround[sftp]``
+``s3://``             an S3-compatible store            ``oneround[s3]``
+``webdavs://``        WebDAV over HTTPS                 ``oneround[webdav]``
+``https://``          HTTPS PUT of one file, only sent  ``oneround[https]``
+====================  ================================  ==========================
+
+Secrets stay out of URLs and command lines: ``ONEROUND_TOKEN`` is sent as bearer token,
+``ONEROUND_PASSWORD`` as password of the user in the URL; SFTP takes keys and ``known_hosts`` from
+``~/.ssh``, S3 the variables and files of AWS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+from fsspec.callbacks import Callback
+
+from oneround.errors import OneRoundError
+from oneround.files import sha256
+from oneround.runs.stage import Progress, silent
+from oneround.submission import FILE_NAME, LIMIT_BYTES
+
+CHUNK = 1 << 20
+
+_WHOLE_AT_ONCE = ("s3", "https", "http")  # no half file is ever seen, or nothing can be renamed
+_WEBDAV = ("webdav", "webdavs", "dav", "davs")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file at a carrier.
+
+    Attributes:
+        name: without folder.
+        size: in bytes, as the carrier says.
+        modified: when it came, in UTC, as the carrier says; ``None``: it does not say.
+    """
+
+    name: str
+    size: int
+    modified: datetime | None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What is known of a file that was sent.
+
+    Attributes:
+        name: under which it lies at the carrier.
+        size: in bytes.
+        sha256: of the file.
+        compared: whether it was read back and is the same, byte for byte. ``False``: the carrier
+            takes files and shows none.
+        sent: ``False``: it was there already.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    compared: bool
+    sent: bool
+
+
+class Carrier:
+    """A folder at a URL.
+
+    Args:
+        url: see the module.
+        progress: called with stage, bytes done, bytes in all and a note.
+
+    Raises:
+        OneRoundError: the URL is of no known kind, a package is missing, or nobody answers.
+    """
+
+    def __init__(self, url: str, progress: Progress = silent) -> None:
+        try:
+            self.scheme = urlsplit(url).scheme if "://" in url or url.startswith("file:") else ""
+            self.shown = _without_secrets(url)
+        except ValueError:  # it may quote a part of a password
+            raise OneRoundError(
+                "this is no URL.",
+                remedy="Write it as sftp://USER@HOST:PORT/FOLDER; characters such as # and @ in a "
+                "name as %23 and %40, and no password.",
+            ) from None
+        self._progress = progress
+        with self._told("reached"):
+            self._files, self._root = _connected(url, self.scheme)
+
+    def items(self) -> list[Item]:
+        """The submissions that lie there, by name; files of other names are passed over.
+
+        Raises:
+            OneRoundError: the folder is missing, may not be listed, or nobody answers.
+        """
+        if self.scheme in ("https", "http"):
+            raise OneRoundError(
+                "files can be sent to this URL, but not listed.",
+                file=self.shown,
+                remedy="Collect from the folder of the server, or by webdavs://, sftp:// or s3://.",
+            )
+        with self._told("listed"):
+            with suppress(AttributeError):
+                self._files.invalidate_cache()
+            try:
+                found = self._files.ls(self._root, detail=True)
+            except FileNotFoundError:  # what is empty does not exist in S3
+                if self.scheme != "s3" or not self._files.exists(self._root.split("/")[0]):
+                    raise
+                found = []
+        items = [_item(entry) for entry in found if entry["type"] == "file"]
+        return sorted(
+            (item for item in items if FILE_NAME.fullmatch(item.name)), key=lambda item: item.name
+        )
+
+    def send(self, file: Path, *, replace: bool = False) -> Receipt:
+        """Bring a file there, and read it back to compare. Safe to repeat.
+
+        Args:
+            file: on this machine; its name is kept.
+            replace: whether another file of this name may be replaced.
+
+        Raises:
+            OneRoundError: there is another file of this name, or it did not arrive whole. Then
+                what was there before is there still, but for HTTPS PUT, where the server decides.
+        """
+        target = self._path(file.name)
+        if not FILE_NAME.fullmatch(posixpath.basename(target)) and target != self._root:
+            raise OneRoundError(
+                "who collects would pass over a file of this name.",
+                file=file,
+                remedy="Rename it, such as to SITE.oneround (letters, digits and . _ - ( ) space).",
+            )
+        digest, size = sha256(file), file.stat().st_size
+        with self._told("sent"):
+            if self.scheme not in _WHOLE_AT_ONCE and not self._files.isdir(self._root):
+                raise FileNotFoundError
+            there = self._digest(target, size, "comparing")
+            if there == digest:
+                return Receipt(file.name, size, digest, compared=True, sent=False)
+            if there is not None and not replace:
+                raise OneRoundError(
+                    "there is another file of this name.",
+                    file=f"{self.shown.rstrip('/')}/{file.name}",
+                    remedy="Give --replace if it is yours and older, or rename the file.",
+                )
+            hidden = f".{file.name}.{digest[:12]}.part"
+            part = target if self.scheme in _WHOLE_AT_ONCE else self._path(hidden)
+            compared = self._put(file, part, digest, size)
+            if part != target:
+                self._rename(part, target)
+        return Receipt(file.name, size, digest, compared=compared, sent=True)
+
+    def fetch(self, item: Item, folder: Path) -> Path:
+        """Bring a file here, whole or not at all, with the time at which it came there.
+
+        Raises:
+            OneRoundError: it is larger than a submission may be, or cannot be read.
+        """
+        target, part = folder / item.name, folder / f".{item.name}.part"
+        self._require_size(item.size, item.name)
+        try:
+            with self._told("fetched", item.name), part.open("wb") as file:
+                for chunk in self._chunks(self._path(item.name), item.size, "fetching"):
+                    file.write(chunk)
+            if item.modified is not None:
+                os.utime(part, (item.modified.timestamp(),) * 2)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        return target
+
+    def _path(self, name: str) -> str:
+        if self.scheme in ("https", "http") and not self._root.endswith("/"):
+            return self._root  # the URL of the file itself, such as a presigned one
+        return posixpath.join(self._root, name)
+
+    def _put(self, file: Path, target: str, digest: str, size: int) -> bool:
+        """Whether the file could be read back; what differs is taken away again."""
+        options = {"method": "put"} if self.scheme in ("https", "http") else {}
+        callback = _Reported(self._progress, file.name)
+        callback.set_size(size)
+        self._files.put_file(os.fspath(file), target, callback=callback, **options)
+        self._progress("sending", size, size, file.name)
+        back = self._digest(target, size, "comparing")
+        if back is None and self.scheme in ("https", "http"):
+            return False
+        if back != digest:
+            with suppress(Exception):
+                self._files.rm_file(target)
+            raise OneRoundError(
+                "the file did not arrive as it was sent.",
+                file=self.shown,
+                remedy="Run the same command again; if it happens again, ask who runs the carrier.",
+            )
+        return True
+
+    def _rename(self, part: str, target: str) -> None:
+        if self.scheme in _WEBDAV:
+            self._files.client.move(part, target, overwrite=True)
+        else:
+            self._files.mv(part, target)
+
+    def _digest(self, path: str, size: int, stage: str) -> str | None:
+        """SHA-256 of a file at the carrier; ``None``: there is none, or it is not shown."""
+        hashed = hashlib.sha256()
+        try:
+            with suppress(AttributeError):
+                self._files.invalidate_cache()
+            for chunk in self._chunks(path, size, stage):
+                hashed.update(chunk)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            if self.scheme in ("https", "http") and _status(error) in (401, 403, 405):
+                return None
+            raise
+        return hashed.hexdigest()
+
+    def _chunks(self, path: str, size: int, stage: str) -> Iterator[bytes]:
+        options = {"block_size": 0} if self.scheme in ("https", "http") else {}
+        done, name = 0, posixpath.basename(path)
+        with closing(self._files.open(path, "rb", **options)) as file:
+            while chunk := file.read(CHUNK):
+                done += len(chunk)
+                self._require_size(done, name)
+                self._progress(stage, done, max(size, done), name)
+                yield chunk
+
+    def _require_size(self, size: int, name: str) -> None:
+        if size > LIMIT_BYTES:
+            raise OneRoundError(
+                f"the file is larger than {LIMIT_BYTES} bytes.",
+                file=f"{self.shown.rstrip('/')}/{name}",
+                remedy="No submission is so large: look who put it there.",
+            )
+
+    @contextmanager
+    def _told(self, what: str, name: str = "") -> Iterator[None]:
+        """Errors of any carrier as ours: they have no common base, and may quote secrets."""
+        place = f"{self.shown.rstrip('/')}/{name}" if name else self.shown
+        try:
+            yield
+        except (OneRoundError, KeyboardInterrupt):
+            raise
+        except ModuleNotFoundError as error:
+            raise OneRoundError(
+                f"this carrier needs the package {error.name!r}.",
+                file=self.shown,
+                remedy=f"pip install 'oneround[{_EXTRAS.get(self.scheme, self.scheme)}]'.",
+            ) from error
+        except Exception as error:
+            reason = _reason(error)
+            raise OneRoundError(
+                f"cannot be {what}: {reason}.", file=place, remedy=_remedy(error, self.scheme)
+            ) from error
+
+
+class _Reported(Callback):  # type: ignore[misc]
+    """Progress of fsspec, as ours."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        super().__init__()
+        self._progress, self._name = progress, name
+
+    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+        self._progress("sending", self.value, max(self.size or 0, self.value), self._name)
+
+
+def _connected(url: str, scheme: str) -> tuple[Any, str]:
+    """The file system that fsspec has for a URL, and the folder in it."""
+    parts = urlsplit(url)
+    token, password = os.environ.get("ONEROUND_TOKEN"), os.environ.get("ONEROUND_PASSWORD")
+    if parts.password:
+        raise OneRoundError(
+            "a password in a URL is seen by others.",
+            file=_without_secrets(url),
+            remedy="Put it into the environment variable ONEROUND_PASSWORD.",
+        )
+    if scheme in ("http", "webdav", "dav") and token and parts.hostname not in _LOOPBACK:
+        raise OneRoundError(
+            "without TLS everybody on the way can read the token.",
+            file=_without_secrets(url),
+            remedy="Use https:// or webdavs://, or unset ONEROUND_TOKEN.",
+        )
+    connect = _CONNECT.get(scheme)
+    if connect is not None:
+        found: tuple[Any, str] = connect(url, token, password)
+        return found
+    files, root = fsspec.url_to_fs(url)
+    return files, root
+
+
+def _local(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
+    path = unquote(urlsplit(url).path) if url.startswith("file:") else url
+    return fsspec.filesystem("file"), os.path.abspath(path)
+
+
+def _sftp(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
+    sshfs, parts = import_module("sshfs"), urlsplit(url)
+    options: dict[str, Any] = {"port": parts.port or 22, "known_hosts": (), "timeout": 60}
+    if parts.username:
+        options["username"] = unquote(parts.username)
+    if password:
+        options["password"] = password
+    files = sshfs.SSHFileSystem(parts.hostname, skip_instance_cache=True, **options)
+    return files, unquote(parts.path).removeprefix("/~/") or "."
+
+
+def _webdav(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
+    webdav, parts = import_module("webdav4.fsspec"), urlsplit(url)
+    scheme = "https" if parts.scheme.endswith("s") else "http"
+    host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    auth = (unquote(parts.username), password or "") if parts.username else None
+    base = f"{scheme}://{host}/{parts.path.strip('/')}"
+    return webdav.WebdavFileSystem(base, auth=auth, headers=headers, timeout=60), ""
+
+
+def _https(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
+    import_module("aiohttp")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    options = {"headers": headers, "trust_env": True}  # the proxy of the hospital
+    return fsspec.filesystem("http", client_kwargs=options, skip_instance_cache=True), url
+
+
+def _s3(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
+    import_module("s3fs")
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    return files, url.removeprefix("s3://").rstrip("/")
+
+
+_CONNECT: dict[str, Callable[[str, str | None, str | None], tuple[Any, str]]] = {
+    "": _local,
+    "file": _local,
+    "sftp": _sftp,
+    "ssh": _sftp,
+    "s3": _s3,
+    **dict.fromkeys(_WEBDAV, _webdav),
+    **dict.fromkeys(("http", "https"), _https),
+}
+
+
+_EXTRAS = {"ssh": "sftp", "http": "https", **dict.fromkeys(_WEBDAV, "webdav")}
+
+
+def _item(entry: dict[str, Any]) -> Item:
+    times = (entry.get(key) for key in ("mtime", "modified", "LastModified", "last_modified"))
+    time = next((time for time in times if time is not None), None)
+    if isinstance(time, int | float):
+        time = datetime.fromtimestamp(time, UTC)
+    name = posixpath.basename(str(entry["name"]).rstrip("/"))
+    return Item(name, int(entry.get("size") or 0), time if isinstance(time, datetime) else None)
+
+
+def _without_secrets(url: str) -> str:
+    """The URL for messages: no password, and no query, in which signatures stand."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    user = f"{parts.username}@" if parts.username else ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{user}{parts.hostname or ''}{port}{parts.path}"
+
+
+def _reason(error: Exception) -> str:
+    known = {FileNotFoundError: "there is no such folder", PermissionError: "permission denied"}
+    if text := next((text for kind, text in known.items() if isinstance(error, kind)), None):
+        return text
+    if status := _status(error):
+        return f"the server answers {status}"
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return re.sub(r"\?\S+", "?…", text)[:200]
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status in the errors of aiohttp and webdav4; 0: it is none of these."""
+    found = getattr(error, "status", None) or getattr(error, "status_code", None)
+    return found if isinstance(found, int) else 0
+
+
+def _remedy(error: Exception, scheme: str) -> str:
+    text = f"{type(error).__name__} {error}"
+    if "HostKey" in text or "host key" in text.lower():
+        return "Compare the host key with who runs the server, then add it to ~/.ssh/known_hosts."
+    if isinstance(error, PermissionError) or _status(error) in (401, 403):
+        return "Check user, key or token (ONEROUND_PASSWORD, ONEROUND_TOKEN) and the permissions."
+    if isinstance(error, FileNotFoundError):
+        return "Check the path; the folder must be there already."
+    return "Check the URL and the network, then run the same command again."

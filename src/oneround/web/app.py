@@ -1,0 +1,342 @@
+"""The pages. A site sees who has handed in and its own files; the coordinator sees everything."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import pathlib
+import shlex
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+
+from oneround.coordinator.inbox import Status, expected_sites
+from oneround.errors import OneRoundError
+from oneround.report import html, units
+from oneround.web import middleware
+from oneround.web.database import SESSION_SECONDS, Visitor
+from oneround.web.intake import Arrived, Desk
+from oneround.web.progress import DOWNLOADS, REPORT, RunState, run_state
+from oneround.web.upload import Upload
+
+FORM_BYTES = 4096
+"""Of a form without a file."""
+
+SILENCE_SECONDS = 60
+"""After so long without a byte an upload is given up."""
+
+UPLOADS = 2
+"""Of a site at a time: one, and another after its line broke."""
+
+SHOWN = 50
+"""Receipts on the page."""
+
+FOLDER = pathlib.Path(__file__).parent
+
+log = logging.getLogger("oneround.web")
+router = APIRouter(default_response_class=HTMLResponse)
+
+
+@dataclass
+class Place:
+    """What all pages are about.
+
+    Attributes:
+        desk: the folder of submissions.
+        run: the RUN folder, which need not be there yet.
+        study_file: for the command that is shown to the coordinator.
+        cookie: name of the cookie; browsers share cookies among ports, so it has the port in it.
+        share_report: whether sites may read the report too.
+        delay: seconds before a failed attempt to log in is answered.
+    """
+
+    desk: Desk
+    run: pathlib.Path
+    study_file: pathlib.Path
+    cookie: str = "oneround"
+    share_report: bool = False
+    delay: float = 1
+    attempts: middleware.Attempts = field(default_factory=middleware.Attempts)
+    uploads: Counter[str] = field(default_factory=Counter)
+
+
+def make_app(place: Place, hosts: list[str]) -> ASGIApp:
+    """The application.
+
+    Args:
+        place: what it is about.
+        hosts: names by which browsers may call it; any other is refused, as that of a page
+            elsewhere that points its own name at this machine.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.place = place
+    app.include_router(router)
+    app.add_exception_handler(AnyHTTPException, _told)
+    app.add_exception_handler(RequestValidationError, _not_found)
+    app.add_exception_handler(OneRoundError, _failed)
+    return middleware.Guard(TrustedHostMiddleware(app, hosts, www_redirect=False))
+
+
+def _place(request: Request) -> Place:
+    found: Place = request.app.state.place
+    return found
+
+
+Here = Annotated[Place, Depends(_place)]
+
+
+def _visitor(request: Request, here: Here) -> Visitor:
+    visitor = here.desk.state.visitor(request.cookies.get(here.cookie, ""))
+    if visitor is None:
+        raise HTTPException(303, headers={"Location": "/login"})
+    return visitor
+
+
+Member = Annotated[Visitor, Depends(_visitor)]
+
+
+@router.get("/login")
+def login(key: str = "") -> HTMLResponse:
+    """The form to log in; a link may bring the token along, and nothing is done with it yet."""
+    return _page("login.html.j2", key=key[:200])
+
+
+@router.post("/login")
+async def log_in(request: Request, here: Here) -> Response:
+    """A token for a session."""
+    address = request.client.host if request.client else ""
+    here.attempts.check(address)
+    form = await _small_form(request)
+    session = await run_in_threadpool(here.desk.state.log_in, form.get("token", "").strip())
+    if session is None:
+        here.attempts.failed(address)
+        await asyncio.sleep(here.delay)
+        return _page("login.html.j2", 403, failed=True)
+    answer = RedirectResponse("/", 303)
+    answer.set_cookie(
+        here.cookie, session, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
+        secure=request.url.scheme == "https",
+    )  # fmt: skip
+    return answer
+
+
+@router.post("/logout")
+async def log_out(request: Request, here: Here, visitor: Member) -> Response:
+    """The end of a session."""
+    given = (await _small_form(request)).get("csrf", "")
+    if not hmac.compare_digest(given.encode(), visitor.csrf.encode()):
+        raise HTTPException(403, "The page is too old. Load it again.")
+    here.desk.state.log_out(request.cookies[here.cookie])
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(here.cookie, httponly=True, samesite="strict")
+    return answer
+
+
+@router.get("/")
+def main_page(here: Here, visitor: Member) -> HTMLResponse:
+    """The state of the study, and the form to hand in."""
+    own = here.desk.state.receipts(visitor.site, SHOWN)
+    return _page(
+        "main.html.j2",
+        visitor=visitor,
+        limit=here.desk.limit,
+        receipts=own,
+        **_state(here, visitor),
+    )
+
+
+@router.get("/state")
+def state(request: Request, here: Here) -> Response:
+    """The part of the page that changes, for its script."""
+    visitor = here.desk.state.visitor(request.cookies.get(here.cookie, ""))
+    if visitor is None:
+        return Response(status_code=401)
+    return _page("state.html.j2", visitor=visitor, **_state(here, visitor))
+
+
+@router.post("/upload")
+async def upload(request: Request, here: Here, visitor: Member) -> Response:
+    """A file of the site that is logged in."""
+    if visitor.site is None:
+        raise HTTPException(403, "Files are sent by sites. Put yours into the folder.")
+    with (
+        _one_of_few(here.uploads, visitor.site),
+        Upload(
+            here.desk.inbox, here.desk.limit, visitor.csrf, request.headers.get("content-type", "")
+        ) as file,
+    ):
+        async for chunk in _chunks(request):
+            await run_in_threadpool(file.feed, chunk)
+        await run_in_threadpool(file.finish)
+        arrived = Arrived(file.path, file.size, file.sha256, file.replace)
+        number = await run_in_threadpool(here.desk.hand_in, visitor.site, arrived)
+    return RedirectResponse(f"/receipts/{number}", 303)
+
+
+@router.get("/receipts/{number}")
+def receipt(number: Annotated[int, Path(lt=1 << 63)], here: Here, visitor: Member) -> HTMLResponse:
+    """What was done with a file."""
+    found = here.desk.state.receipt(number)
+    if found is None or visitor.site not in (None, found.site):
+        raise HTTPException(404)
+    return _page("receipt.html.j2", visitor=visitor, number=number, receipt=found)
+
+
+@router.get("/report")
+def report(here: Here, visitor: Member) -> Response:
+    """The report of the run."""
+    if not _may_read_report(here, visitor) or not run_state(here.run).report:
+        raise HTTPException(404)
+    headers = {"Content-Security-Policy": middleware.REPORT}
+    return FileResponse(here.run / REPORT, media_type="text/html", headers=headers)
+
+
+@router.get("/download/{name}")
+def download(name: str, here: Here, visitor: Member) -> Response:
+    """One of the files that a finished run hands out."""
+    if name not in dict(run_state(here.run).files):
+        raise HTTPException(404)
+    return FileResponse(
+        here.run / name,
+        media_type="application/octet-stream",
+        filename=name,
+        headers={"Content-Security-Policy": middleware.FILE},
+    )
+
+
+@router.get("/page.css")
+def style() -> Response:
+    """The style of the report, and what these pages have beside it."""
+    files = (pathlib.Path(html.__file__).with_name("page.css"), FOLDER / "serve.css")
+    return Response("".join(file.read_text("utf-8") for file in files), media_type="text/css")
+
+
+@router.get("/page.js")
+def script() -> Response:
+    """Without it the pages work too, but do not change by themselves."""
+    return FileResponse(FOLDER / "serve.js", media_type="text/javascript")
+
+
+def _state(here: Place, visitor: Visitor) -> dict[str, Any]:
+    found, run = here.desk.status(), run_state(here.run)
+    late = _not_in(found, run)
+    return {
+        "found": found,
+        "expected": expected_sites(here.desk.study),
+        "run": run,
+        "late": late,
+        "downloads": DOWNLOADS,
+        "report": run.report and _may_read_report(here, visitor),
+        "command": _command(here, found, run, late) if visitor.site is None else "",
+    }
+
+
+def _not_in(found: Status, run: RunState) -> list[str]:
+    """The sites whose accepted files are not in the global model that is done."""
+    if run.sites is None:
+        return []
+    there = [file.site for file in found.files if file.accepted and file.site]
+    return [site for site in there if site not in run.sites]
+
+
+def _command(here: Place, found: Status, run: RunState, late: list[str]) -> str:
+    """What the coordinator may do next."""
+    if not found.enough or not (late or run.phase in ("waiting", "stopped")):
+        return ""
+    files = [str(here.desk.inbox / file.file) for file in found.files if file.accepted]
+    identity = here.desk.identity
+    return shlex.join(
+        ["oneround", "distill", str(here.study_file), *files]
+        + (
+            ["--extend", str(here.run), "--out", f"{here.run}-2"]
+            if late
+            else ["--out", str(here.run)]
+        )
+        + (["--identity", str(identity.path)] if identity else [])
+        + (["--resume"] if run.phase == "stopped" else [])
+    )
+
+
+def _may_read_report(here: Place, visitor: Visitor) -> bool:
+    return visitor.site is None or here.share_report
+
+
+async def _small_form(request: Request) -> dict[str, str]:
+    content = b""
+    async for chunk in _chunks(request):
+        content += chunk
+        if len(content) > FORM_BYTES:
+            raise HTTPException(413, "The form is too long.")
+    try:
+        fields = parse_qs(content.decode(), max_num_fields=8)
+    except ValueError as error:
+        raise HTTPException(400, "The form cannot be read.") from error
+    return {name: values[0] for name, values in fields.items()}
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes; whoever falls silent or goes away is not waited for."""
+    stream = aiter(request.stream())
+    try:
+        while True:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                chunk = await anext(stream)
+            yield chunk
+    except StopAsyncIteration:
+        return
+    except TimeoutError as error:
+        raise HTTPException(408, "Nothing has come for a minute. Send it again.") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "The line broke. Send it again.") from error
+
+
+@contextmanager
+def _one_of_few(uploads: Counter[str], site: str) -> Iterator[None]:
+    if uploads[site] >= UPLOADS:
+        raise HTTPException(429, "Other uploads of this site are under way. Wait until they end.")
+    uploads[site] += 1
+    try:
+        yield
+    finally:
+        uploads[site] -= 1
+
+
+def _page(name: str, status: int = 200, **content: Any) -> HTMLResponse:
+    return HTMLResponse(_PAGES.get_template(name).render(**content), status)
+
+
+def _told(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AnyHTTPException)
+    if error.status_code == 303:
+        return Response(status_code=303, headers=error.headers)
+    text = "There is no such page." if error.status_code == 404 else error.detail
+    answer = _page("error.html.j2", error.status_code, text=text)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _not_found(request: Request, error: Exception) -> Response:
+    return _page("error.html.j2", 404, text="There is no such page.")
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    log.error("%s", error)
+    text = "The server cannot do this now. The coordinator finds the reason in its log."
+    return _page("error.html.j2", 500, text=text)
+
+
+_PAGES = html.environment(FOLDER)
+_PAGES.globals["si"] = units.si

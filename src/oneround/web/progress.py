@@ -1,0 +1,96 @@
+"""How far a run is, from the files of its RUN folder; another process works in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from oneround.coordinator.history import Ledger
+from oneround.errors import OneRoundError
+from oneround.files import read_json
+from oneround.report import units
+from oneround.runs.run import PROGRESS, is_working
+from oneround.schema import Strict, validated
+
+DOWNLOADS = {
+    "global.safetensors": "weights of the global model",
+    "config.json": "what is needed to use them",
+    "model-card.md": "what those who get the model must know",
+}
+"""What may be fetched from a finished RUN folder, beside the report; nothing else ever."""
+
+REPORT = "report.html"
+
+
+class Step(Strict):
+    """The content of ``progress.json``."""
+
+    stage: str
+    done: int
+    total: int
+    note: str
+    time: datetime
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is known of a run.
+
+    Attributes:
+        phase: ``waiting``: nobody has started it; ``stopped``: the process is gone and there is
+            no result.
+        step: the one that was last told.
+        reason: why it stopped, as its log says; empty: the process was killed.
+        files: which of :data:`DOWNLOADS` are there, and their sizes.
+        report: whether there is one.
+        sites: those whose submissions are in the global model, and those that have withdrawn;
+            ``None``: it is not known.
+    """
+
+    phase: Literal["waiting", "running", "stopped", "done"]
+    step: Step | None = None
+    reason: str = ""
+    files: tuple[tuple[str, str], ...] = ()
+    report: bool = False
+    sites: tuple[str, ...] | None = None
+
+
+def run_state(run: Path) -> RunState:
+    """Look at the RUN folder ``run``; nothing in it is changed."""
+    if is_working(run):
+        return RunState("running", _step(run))
+    if (run / "results.json").is_file():
+        files = [(name, run / name) for name in DOWNLOADS if (run / name).is_file()]
+        sizes = tuple((name, units.si(path.stat().st_size, "B")) for name, path in files)
+        return RunState("done", None, "", sizes, (run / REPORT).is_file(), _sites(run))
+    if (run / "configuration.json").is_file():
+        return RunState("stopped", _step(run), _reason(run))
+    return RunState("waiting")
+
+
+def _sites(run: Path) -> tuple[str, ...] | None:
+    try:
+        entries = Ledger.read(run).entries
+    except OneRoundError:
+        return None
+    gone = [site for entry in entries for site in entry.withdrawn]
+    return (*entries[-1].submissions, *gone) if entries else None
+
+
+def _step(run: Path) -> Step | None:
+    try:
+        return validated(Step, read_json(run / PROGRESS), run / PROGRESS)
+    except OneRoundError:
+        return None
+
+
+def _reason(run: Path) -> str:
+    """Why the run has stopped, if that is the last thing in its log."""
+    try:
+        text = (run / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    _, stopped, reason = text.rpartition(" ERROR stopped: ")
+    return "" if not stopped or " INFO " in reason else reason.partition("\n")[0]

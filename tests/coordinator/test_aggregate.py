@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import oneround
+from oneround import methods
+from oneround.coordinator.aggregate import distill, ensemble_of
+from oneround.coordinator.results import Results
+from oneround.errors import OneRoundError
+from oneround.methods import GlobalModel, Method
+from oneround.model_file import load_model
+from oneround.report import write_model_card
+from oneround.schema import Strict
+from oneround.submission import Submission, read_submission
+from tests import tiny
+from tests.tiny import HEADFIT, KANG2025, STUDY, equal
+
+METHOD = methods.get("kang2025")
+OPTIONS = METHOD.resolve("quick", KANG2025)
+
+
+def test_ensemble_of_submissions(submissions: list[Submission]) -> None:
+    ensemble = ensemble_of(submissions, STUDY)
+    assert [client.site for client in ensemble.clients] == ["site-0", "site-1"]
+    assert [client.loss for client in ensemble.clients] == [
+        submission.manifest.training.loss for submission in submissions
+    ]
+    for mine, client in zip(ensemble.clients, tiny.clients(), strict=True):
+        assert equal(mine.model, client.model)
+        assert (mine.images, mine.class_counts) == (client.images, client.class_counts)
+
+
+def test_weighted_classes_are_known_to_the_ensemble(submissions: list[Submission]) -> None:
+    weighted = STUDY.training.model_copy(update={"class_weighted": True})
+    study = STUDY.model_copy(update={"training": weighted})
+    assert all(client.balanced for client in ensemble_of(submissions, study).clients)
+    assert not any(client.balanced for client in ensemble_of(submissions, STUDY).clients)
+
+
+def test_one_global_model_from_submissions_alone(
+    tmp_path: Path, submissions: list[Submission]
+) -> None:
+    made = distill(STUDY, submissions, out=tmp_path, method=METHOD, options=OPTIONS, seed=3)
+    assert equal(load_model(tmp_path).model, made.model)
+    results = Results.read(tmp_path)
+    assert results.method == "kang2025"
+    assert results.seeds == {"study": 0, "run": 3}
+    assert results.study["hash"] == STUDY.hash
+    assert results.models.global_model is None, "there is no image to evaluate it on"
+    assert results.models.sites == []
+    assert set(results.cost) == {"synthesis", "adaptation", "distillation", "bytes_sent"}
+    assert results.cost["bytes_sent"] == sum(s.path.stat().st_size for s in submissions)
+    assert results.class_counts == {"site-0": (0, 3, 7), "site-1": (1, 3, 16)}
+    for record, submission in zip(results.submissions, submissions, strict=True):
+        content = submission.path.read_bytes()
+        assert record.sha256 == hashlib.sha256(content).hexdigest()
+        assert record.bytes == len(content)
+    for name, digest in results.hashes.items():
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+    assert {"global.safetensors", "config.json"} <= results.hashes.keys()
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert curves["distillation"][-1]["step"] == 4
+    assert "global model written" in (tmp_path / "log.txt").read_text()
+
+
+def test_the_default_method(tmp_path: Path, submissions: list[Submission]) -> None:
+    with pytest.raises(OneRoundError, match="another method than headfit"):
+        distill(STUDY, submissions, out=tmp_path, options=OPTIONS)
+    options = methods.get().resolve("quick", HEADFIT)
+    distill(STUDY, submissions, out=tmp_path, options=options)
+    results = Results.read(tmp_path)
+    assert results.method == "headfit"
+    assert "those of the client model of site-1" in results.notes[0]
+    assert results.notes[0] in write_model_card(tmp_path).read_text("utf-8")
+
+
+@pytest.mark.parametrize("stage", ["synthesis", "adaptation", "distillation"])
+def test_interrupted_and_resumed_is_bit_equal(
+    tmp_path: Path, submissions: list[Submission], stage: str
+) -> None:
+    def stop(name: str, done: int, total: int, note: str) -> None:
+        if name == stage and done > total // 2:
+            raise tiny.Interrupted
+
+    def run(folder: str, **arguments: object) -> None:
+        distill(
+            STUDY, submissions, out=tmp_path / folder, method=METHOD, options=OPTIONS, **arguments
+        )
+
+    run("straight")
+    with pytest.raises(tiny.Interrupted):
+        run("resumed", progress=stop)
+    with pytest.raises(OneRoundError, match="holds a run already"):
+        run("resumed")
+    run("resumed", resume=True)
+    names = ("global.safetensors", "config.json", "gallery.safetensors", "curves.json")
+    for name in names:
+        straight, resumed = (tmp_path / f / name for f in ("straight", "resumed"))
+        assert straight.read_bytes() == resumed.read_bytes(), name
+
+
+def test_resuming_with_other_submissions_names_them(
+    tmp_path: Path, submissions: list[Submission]
+) -> None:
+    method = methods.get("fedavg")
+    distill(STUDY, submissions, out=tmp_path, method=method)
+    with pytest.raises(OneRoundError, match=r"other options: submissions\.site-1"):
+        distill(STUDY, submissions[:1], out=tmp_path, method=method, resume=True)
+
+
+def test_two_submissions_of_one_site_are_refused(
+    tmp_path: Path, submissions: list[Submission]
+) -> None:
+    with pytest.raises(OneRoundError, match="site-twice") as caught:
+        distill(STUDY, [submissions[0], *submissions], out=tmp_path / "run")
+    assert caught.value.remedy
+    assert not (tmp_path / "run").exists()
+
+
+def test_submissions_of_another_study_are_refused(
+    tmp_path: Path, submissions: list[Submission]
+) -> None:
+    """Submissions that were read without a study are compared with it here."""
+    changes = {"name": "other", "sites": ("site-1", "site-2"), "classes": tiny.CLASSES[::-1]}
+    other = STUDY.model_copy(update=changes)
+    with pytest.raises(OneRoundError) as caught:
+        distill(other, submissions, out=tmp_path / "run", method="fedavg")
+    found = [
+        (Path(line.split(": ")[0]).name, line.split("[")[1].split("]")[0])
+        for line in caught.value.reason.splitlines()[1:]
+    ]
+    assert found == [
+        ("site-0.oneround", "other-study"),
+        ("site-0.oneround", "unknown-site"),
+        ("site-0.oneround", "classes-differ"),
+        ("site-1.oneround", "other-study"),
+        ("site-1.oneround", "classes-differ"),
+    ]
+    assert caught.value.remedy
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_submission_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OneRoundError, match="no submission"):
+        distill(STUDY, [], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["fedavg", "ensemble"])
+def test_methods_without_a_student(
+    tmp_path: Path, submissions: list[Submission], method: str
+) -> None:
+    made = distill(STUDY, submissions, out=tmp_path, method=method)
+    x = torch.randn(2, *STUDY.image.shape)
+    assert equal(load_model(tmp_path).model, made.model)
+    assert torch.allclose(load_model(tmp_path).model(x), made.model(x), atol=1e-5)
+
+
+class Options(Strict):
+    """Of the method below."""
+
+
+def test_a_method_of_ones_own(tmp_path: Path, submissions: list[Submission]) -> None:
+    def first(ensemble: object, study: object, run: object, options: object) -> GlobalModel:
+        return GlobalModel(submissions[0].model, (submissions[0].manifest.architecture,))
+
+    module = ModuleType("first")
+    vars(module).update(first=first, Options=Options, PRESETS={"quick": Options()})
+    made = distill(STUDY, submissions, out=tmp_path, method=Method.of(module))
+    assert made.model is submissions[0].model
+    assert Results.read(tmp_path).method == "first"
+
+
+def test_sites_that_keep_their_counts(tmp_path: Path) -> None:
+    study = STUDY.model_copy(update={"share_class_counts": False})
+    client = oneround.train_client(study, "north", tiny.images())
+    client.write(tmp_path / "north.oneround", study)
+    submission = read_submission(tmp_path / "north.oneround", study)
+    distill(study, [submission], out=tmp_path / "run", method="ensemble")
+    assert Results.read(tmp_path / "run").class_counts is None
+    assert load_model(tmp_path / "run").model.rule == "probabilities"
+
+
+def test_a_limit_of_flops_ends_the_method(tmp_path: Path, submissions: list[Submission]) -> None:
+    options = METHOD.resolve("quick", [*KANG2025, "distillation.steps=50"])
+    run = partial(distill, STUDY, submissions, method=METHOD, options=options)
+    run(out=tmp_path / "whole")
+    whole = sum(Results.read(tmp_path / "whole").cost[p].flops for p in PHASES)  # type: ignore[union-attr]
+    limit = 0.5 * whole
+    run(out=tmp_path / "half", flops=limit)
+    half = Results.read(tmp_path / "half")
+    spent = sum(half.cost[phase].flops for phase in PHASES)  # type: ignore[union-attr]
+    assert limit <= spent < 1.1 * limit
+    assert half.options["flops"] == limit
+    with pytest.raises(OneRoundError, match="other options: flops"):
+        run(out=tmp_path / "half", resume=True)
+
+
+PHASES = ("synthesis", "adaptation", "distillation")

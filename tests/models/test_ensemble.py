@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from oneround import models
+from oneround.data.structure_noise import NoiseOptions, StructureNoise
+from oneround.distillation.adaptation import AdaptationOptions, adapt_to_noise
+from oneround.errors import OneRoundError
+from oneround.models.batch_norm import batch_norms
+from oneround.models.ensemble import RULES, Client, Ensemble, prior_corrected
+from oneround.runs.stage import Stage
+from oneround.study import ArchitectureSpec
+from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, clients, equal, images, network, seeded
+
+NOISE = StructureNoise(IMAGE, NoiseOptions(families=("gaussian", "spectrum")))
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
+def combined_by_hand(
+    rule: str, logits: np.ndarray, weights: np.ndarray, votes: np.ndarray | None = None
+) -> np.ndarray:
+    """Probabilities (B, classes), with loops."""
+    votes = np.ones(len(logits)) if votes is None else votes
+    sites, batch, classes = logits.shape
+    result = np.zeros((batch, classes))
+    for b in range(batch):
+        if rule == "logits":
+            mean = sum(votes[k] * logits[k, b] for k in range(sites)) / votes.sum()
+            result[b] = softmax(mean)
+            continue
+        for k in range(sites):
+            share = 1 / sites if rule == "probabilities" else weights[k]
+            result[b] += votes[k] * share * softmax(logits[k, b])
+        result[b] /= result[b].sum()
+    return result
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_rules_against_loops(rule: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = scale * rng.standard_normal((3, 5, 4))
+    counts = rng.integers(1, 50, (3, 4))
+    weights = counts / counts.sum(0)
+    for votes in (np.ones(3), rng.uniform(0.1, 2, 3)):
+        tensors = [torch.tensor(array) for array in (logits, weights, votes)]
+        found = RULES[rule](*tensors).exp().numpy()
+        assert np.allclose(found, combined_by_hand(rule, logits, weights, votes), atol=1e-9)
+
+
+def test_equal_votes_change_no_bit() -> None:
+    before = {
+        "logits": lambda z, w: z.mean(0).log_softmax(-1),
+        "probabilities": lambda z, w: (
+            torch.logsumexp(z.log_softmax(-1), 0) - torch.tensor(float(len(z))).log()
+        ),
+        "class-counts": lambda z, w: torch.logsumexp(
+            z.log_softmax(-1) + w.clamp_min(1e-12).log().unsqueeze(1), 0
+        ).log_softmax(-1),
+    }
+    for sites in (1, 2, 3, 5, 7, 20):
+        logits, weights = torch.randn(sites, 33, 8) * 9, torch.rand(sites, 8)
+        for rule, formula in before.items():
+            found = RULES[rule](logits, weights, torch.ones(sites))
+            assert torch.equal(found, formula(logits, weights)), (rule, sites)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_votes_of_nothing(rule: str) -> None:
+    logits, weights = torch.randn(3, 5, 4), torch.full((3, 4), 1 / 3)
+    alone = RULES[rule](logits, weights, torch.tensor([0.0, 1.0, 0.0]))
+    assert torch.allclose(alone, logits[1].log_softmax(-1), atol=1e-5), "only one counts"
+    nobody, all_alike = (RULES[rule](logits, weights, v) for v in (torch.zeros(3), torch.ones(3)))
+    assert torch.allclose(nobody, all_alike, atol=1e-5), "all count the same"
+
+
+def test_forward_combines_the_outputs_of_the_client_models() -> None:
+    members = clients(3)
+    x = IMAGE.normalize(images(4).pixels())
+    with torch.no_grad():
+        logits = np.stack([client.model(x).double().numpy() for client in members])
+        for rule in RULES:
+            found = Ensemble(members, rule)(x)
+            weights = Ensemble(members, rule).weights.double().numpy()
+            counts = np.array([client.class_counts for client in members]) + 1
+            priors = counts / counts.sum(1, keepdims=True)
+            corrected = logits - np.log(priors)[:, None] if rule == "prior-corrected" else logits
+            expected = combined_by_hand(rule, corrected, weights)
+            assert np.allclose(found.exp().numpy(), expected, atol=1e-5)
+
+
+def test_weights_are_shares_of_each_class() -> None:
+    one = Client("a", nn.Identity(), RESNET, 40, (10, 0, 0))
+    two = Client("b", nn.Identity(), RESNET, 40, (30, 5, 0))
+    expected = [[0.25, 0.0, 0.5], [0.75, 1.0, 0.5]]  # nobody has the last class
+    assert Ensemble([one, two]).weights.tolist() == expected
+
+
+def test_a_site_without_images_of_a_class_has_no_say_in_it() -> None:
+    weights = torch.tensor([[0.0, 0.5], [1.0, 0.5]])
+    logits = torch.tensor([[[8.0, 0.0]], [[0.0, 0.0]]])  # the first is sure of what it cannot know
+    combined = RULES["class-counts"](logits, weights, torch.ones(2)).exp()
+    assert combined[0, 0] == pytest.approx(0.5 / (0.5 + 0.25), rel=1e-3)
+    nobody = RULES["class-counts"](logits, torch.zeros(2, 2), torch.ones(2))
+    assert nobody.isfinite().all()
+
+
+def test_auto_depends_on_what_sites_tell() -> None:
+    members = clients(2)
+    assert Ensemble(members).rule == "class-counts"
+    members[1] = replace(members[1], class_counts=None)
+    assert Ensemble(members).rule == "probabilities"
+    for rule in ("class-counts", "prior-corrected"):
+        with pytest.raises(
+            OneRoundError, match=f"{rule} needs the class counts of site-1"
+        ) as caught:
+            Ensemble(members, rule)
+        assert "probabilities" in caught.value.remedy
+    assert Ensemble(members, "logits").rule == "logits"
+
+
+def test_architectures_may_differ() -> None:
+    other = Client("other", network(1, DENSENET), DENSENET, 10, (1, 1, 1))
+    mixed = Ensemble([*clients(1), other])
+    assert mixed(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
+
+
+def test_client_models_are_frozen_and_in_eval_mode() -> None:
+    ensemble = Ensemble([Client("a", network().train(), RESNET, 10)])
+    assert not any(module.training for module in ensemble.models.modules())
+    assert not any(p.requires_grad for p in ensemble.parameters())
+
+
+def test_with_rule_shares_the_client_models() -> None:
+    ensemble = Ensemble(clients(2), "logits")
+    other = ensemble.with_rule("probabilities")
+    assert other.models[0] is ensemble.models[0]
+    assert (ensemble.rule, other.rule) == ("logits", "probabilities")
+
+
+def test_votes_are_those_of_one_ensemble() -> None:
+    ensemble = Ensemble(clients(2), "logits")
+    assert ensemble.votes.tolist() == [1, 1]
+    x = torch.randn(2, *IMAGE.shape, generator=seeded())
+    ensemble.votes[0] = 0
+    assert torch.allclose(ensemble(x), ensemble.models[1](x).log_softmax(-1), atol=1e-5)
+    assert ensemble.with_rule("logits").votes.tolist() == [1, 1]
+
+
+def adapt(ensemble: Ensemble, **options: object) -> Ensemble:
+    chosen = AdaptationOptions(**{"statistics": "running"} | options)
+    return adapt_to_noise(ensemble, NOISE, chosen, Stage("adaptation", 3))
+
+
+def test_adapted_statistics_are_those_of_the_noise() -> None:
+    ensemble = Ensemble(clients(2))
+    before = {name: value.clone() for name, value in ensemble.state_dict().items()}
+    adapted = adapt(ensemble, batches=3, batch_size=5)
+    for name, value in ensemble.state_dict().items():
+        assert torch.equal(value, before[name]), "the original has changed"
+    weights = dict(adapted.named_parameters())
+    assert all(torch.equal(p, weights[name]) for name, p in ensemble.named_parameters())
+
+    generator = Stage("adaptation", 3).generator()
+    batches = [NOISE.sample(5, generator) for _ in range(3)]
+    for model in adapted.models:
+        outputs = [model.conv1(batch).transpose(0, 1).flatten(1) for batch in batches]
+        mean = torch.stack([out.mean(1) for out in outputs]).mean(0)
+        variance = torch.stack([out.var(1) for out in outputs]).mean(0)
+        assert torch.allclose(model.bn1.running_mean, mean, atol=1e-5)
+        assert torch.allclose(model.bn1.running_var, variance, atol=1e-5, rtol=1e-4)
+        assert not model.training
+    for model, client in zip(adapted.models, adapted.clients, strict=True):
+        assert client.model is model
+
+
+def test_momentum_keeps_a_part_of_the_original_statistics() -> None:
+    ensemble = Ensemble(clients(1))
+    full = adapt(ensemble, batches=1, batch_size=5)
+    half = adapt(ensemble, batches=1, batch_size=5, momentum=0.5)
+    old, new, mixed = (e.models[0].bn1.running_mean for e in (ensemble, full, half))
+    assert torch.allclose(mixed, 0.5 * old + 0.5 * new, atol=1e-6)
+
+
+def test_statistics_of_whatever_batch_comes() -> None:
+    ensemble = Ensemble(clients(2))
+    adapted = adapt(ensemble, statistics="batch")
+    x = NOISE.sample(6, seeded())
+    for original, copy in zip(ensemble.models, adapted.models, strict=True):
+        assert not copy.training
+        reference = network(0)
+        reference.load_state_dict(original.state_dict())
+        with torch.no_grad():
+            assert torch.allclose(copy(x), reference.train()(x), atol=1e-5)
+        assert next(batch_norms(original)).running_mean is not None
+
+
+def test_adaptation_is_deterministic_and_measured() -> None:
+    ensemble, stage = Ensemble(clients(2)), Stage("adaptation", 3)
+    options = AdaptationOptions(statistics="running", batches=2, batch_size=4)
+    first = adapt_to_noise(ensemble, NOISE, options, stage)
+    again = adapt_to_noise(ensemble, NOISE, options, Stage("adaptation", 3))
+    assert equal(first, again)
+    assert stage.cost.flops > 0
+
+
+def test_refuses_networks_without_batch_norm() -> None:
+    group = ArchitectureSpec(arguments={"width": 2, "norm": "group"})
+    member = Client("north", models.build(group, IMAGE, 3), group, 10)
+    with pytest.raises(OneRoundError, match="north has no BatchNorm"):
+        adapt(Ensemble([member]))
+
+
+def test_prior_correction_divides_by_the_class_mix() -> None:
+    """With one image added to every class; all that was in the model otherwise is left."""
+    members = [
+        *clients(2),  # class counts (0, 3, 7) and (1, 3, 16)
+        Client("densely", network(5, DENSENET), DENSENET, 9, (3, 3, 3)),
+        Client("secretive", network(6), RESNET, 9),
+    ]
+    before = Ensemble(members)
+    x = IMAGE.normalize(images(5).pixels())
+    logits = before.client_logits(x)
+    priors = torch.tensor([[1, 4, 8], [2, 4, 17], [4, 4, 4], [1, 1, 1]], dtype=torch.float32)
+    after = prior_corrected(before, STUDY)
+    expected = logits.softmax(-1) / (priors / priors.sum(1, keepdim=True)).unsqueeze(1)
+    expected /= expected.sum(-1, keepdim=True)
+    assert torch.allclose(after.client_logits(x).softmax(-1), expected, atol=1e-6)
+    assert torch.equal(before.client_logits(x), logits), "the client models stay as they are"
+    assert after.rule == before.rule
+    assert after.clients[3].model is not before.clients[3].model
+    assert equal(after.clients[3].model, before.clients[3].model)
+
+
+def test_a_balanced_loss_has_taken_the_class_mix_out_already() -> None:
+    """All but that there are classes which the site has no image of."""
+    [client] = clients(1)
+    before = Ensemble([replace(client, class_counts=(900, 99, 0), balanced=True)])
+    prior = torch.tensor([500.5, 500.5, 1]) / 1002
+    assert torch.allclose(before.log_priors, prior.log())
+    x = IMAGE.normalize(images(5).pixels())
+    expected = before.client_logits(x) - prior.log()
+    assert torch.allclose(prior_corrected(before, STUDY).client_logits(x), expected, atol=1e-5)
+
+
+def test_corrected_models_and_the_corrected_rule_are_one() -> None:
+    before = Ensemble(clients(3), "prior-corrected")
+    after = prior_corrected(before, STUDY)
+    x = IMAGE.normalize(images(5).pixels())
+    assert after.rule == "class-counts", "nothing is taken out twice"
+    assert torch.allclose(after(x), before(x), atol=1e-6)
+    asked = before.forward(x, (0, 2)), after.forward(x, (0, 2))
+    assert torch.allclose(*asked, atol=1e-6)
+
+
+def test_a_corrected_site_does_not_vote_against_what_it_has_not_seen() -> None:
+    """Two sites of two classes each, with exact posteriors of known densities."""
+    likelihood = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])  # p(x|c), x by c
+
+    class Bayes(nn.Module):
+        def __init__(self, prior: list[float]) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.layer.weight.data = likelihood.log()
+            self.layer.bias.data = torch.tensor(prior).log()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.layer(x.flatten(1)[:, :3])
+            return logits
+
+    counts = [(900, 99, 0), (0, 99, 900)]
+    members = [
+        Client(f"site-{k}", Bayes([(n + 1) / 1002 for n in c]), RESNET, 999, c)
+        for k, c in enumerate(counts)
+    ]
+    x = torch.zeros(3, *IMAGE.shape)
+    x.flatten(1)[:, :3] = torch.eye(3)
+    plain = Ensemble(members, "class-counts")
+    right = likelihood / likelihood.sum(1, keepdim=True)  # where all classes are equally frequent
+    assert plain(x).exp()[1, 1] < 0.5, "both sites take the rare class for their frequent one"
+    assert torch.allclose(prior_corrected(plain, STUDY)(x).exp(), right, atol=1e-6)
