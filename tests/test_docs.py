@@ -35,7 +35,7 @@ from oneround.models import registry
 from oneround.models.batch_norm import batch_norms
 from oneround.research.benchmark.grid import Bench, DataSource, Entry
 from oneround.runs.cost import Cost
-from oneround.study import ArchitectureSpec, HandIn, ImageSpec, Study, TrainingSpec
+from oneround.study import ArchitectureSpec, ImageSpec, Study, SubmissionSpec, TrainingSpec
 from oneround.submission import Manifest, Submission, TrainingSummary
 from tests import servers, tiny
 
@@ -382,7 +382,7 @@ def test_every_option_is_in_the_table(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "model"),
-    list(enumerate((Study, HandIn, ImageSpec, ArchitectureSpec, TrainingSpec))),
+    list(enumerate((Study, SubmissionSpec, ImageSpec, ArchitectureSpec, TrainingSpec))),
 )
 def test_keys_of_the_study(number: int, model: type[BaseModel]) -> None:
     table = tables(DOCS / "reference" / "study.md")[number]

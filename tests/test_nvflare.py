@@ -17,7 +17,7 @@ from oneround import signing
 from oneround.coordinator.evaluations import kept_evaluations
 from oneround.coordinator.results import Results
 from oneround.data import ImageSet
-from oneround.study import HandIn
+from oneround.study import SubmissionSpec
 from tests import tiny
 
 pytest.importorskip("nvflare")
@@ -45,8 +45,8 @@ def folder(tmp_path: Path) -> Path:
         made = signing.new_signing_key(tmp_path / "hospitals" / site / site)
         public[site] = signing.read_public_key(made.public)
     recipient = signing.read_recipient(signing.new_encryption_key(tmp_path / "coordinator").public)
-    hand_in = HandIn(keys=public, at_least=1, encrypt_to=recipient)
-    study = tiny.STUDY.model_copy(update={"sites": SITES, "hand_in": hand_in})
+    submission = SubmissionSpec(keys=public, at_least=1, encrypt_to=recipient)
+    study = tiny.STUDY.model_copy(update={"sites": SITES, "submission": submission})
     study.write(tmp_path / "hospitals" / "study.toml")
     return tmp_path
 

@@ -213,10 +213,12 @@ KEY = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE" + "A" * 86 + "=="
 
 
 def test_how_files_come_in_is_no_part_of_the_hash(tmp_path: Path) -> None:
-    hand_in = f'[hand_in]\ndeadline = "2027-01-31"\nat_least = 2\nkeys = {{north = "{KEY}"}}\n'
-    study = read(tmp_path, TEXT + hand_in)
+    submission = (
+        f'[submission]\ndeadline = "2027-01-31"\nat_least = 2\nkeys = {{north = "{KEY}"}}\n'
+    )
+    study = read(tmp_path, TEXT + submission)
     assert study.hash == read(tmp_path, TEXT).hash
-    assert study.hand_in.keys == {"north": KEY}
+    assert study.submission.keys == {"north": KEY}
     study.write(tmp_path / "again.toml")
     assert Study.read(tmp_path / "again.toml") == study
 
@@ -231,24 +233,24 @@ def test_how_files_come_in_is_no_part_of_the_hash(tmp_path: Path) -> None:
     ],
 )
 def test_deadline(tmp_path: Path, deadline: str, utc: str) -> None:
-    read_one = read(tmp_path, f"{TEXT}[hand_in]\ndeadline = {deadline}\n").hand_in.deadline
+    read_one = read(tmp_path, f"{TEXT}[submission]\ndeadline = {deadline}\n").submission.deadline
     assert read_one is not None
     assert read_one.isoformat() == utc
 
 
 @pytest.mark.parametrize(
-    ("hand_in", "reason"),
+    ("submission", "reason"),
     [
         ('deadline = "2027-01-31T12:00:00"', "needs its zone"),
-        ('deadline = "soon"', "hand_in.deadline"),
+        ('deadline = "soon"', "submission.deadline"),
         (f'keys = {{north = "{KEY}", south = "{KEY}"}}', "a key of its own"),
         (f'keys = {{east = "{KEY}"}}', "east is none of the sites"),
-        ('keys = {north = "ssh-ed25519 AAAA"}', "hand_in.keys.north"),
+        ('keys = {north = "ssh-ed25519 AAAA"}', "submission.keys.north"),
         ("at_least = 3", "more than there are sites"),
-        ('encrypt_to = "AGE-SECRET-KEY-1QQ"', "hand_in.encrypt_to"),
+        ('encrypt_to = "AGE-SECRET-KEY-1QQ"', "submission.encrypt_to"),
     ],
 )
-def test_wrong_hand_in(tmp_path: Path, hand_in: str, reason: str) -> None:
+def test_wrong_hand_in(tmp_path: Path, submission: str, reason: str) -> None:
     sites = 'sites = ["north", "south"]\n'
     with pytest.raises(OneRoundError, match=reason):
-        read(tmp_path, f"{sites}{TEXT}[hand_in]\n{hand_in}\n")
+        read(tmp_path, f"{sites}{TEXT}[submission]\n{submission}\n")

@@ -34,7 +34,7 @@ class OneRound(ModelController):  # type: ignore[misc]
     """One round. FLARE writes the arguments into the server's part of the job.
 
     Args:
-        study: the study file; k of n, deadline and keys are those of its ``hand_in``.
+        study: the study file; k of n, deadline and keys are those of its ``submission``.
         inbox: folder for the submissions.
         out: RUN folder.
         identity: opens encrypted submissions; its passphrase is in ``ONEROUND_PASSPHRASE``.
@@ -108,7 +108,7 @@ class OneRound(ModelController):  # type: ignore[misc]
                 self.warning(notes[-1])
             silent.discard(client)
 
-        seconds, deadline = 3600 * self.hours, study.hand_in.deadline
+        seconds, deadline = 3600 * self.hours, study.submission.deadline
         if task == SUBMISSION and deadline:
             seconds = min(seconds, deadline.timestamp() - time.time())
         question = message({"study": study.hash}, files)

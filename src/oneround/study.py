@@ -3,7 +3,7 @@
 Everything that must be equal at every site is here (classes and their order, image size,
 normalization, allowed architectures, the training recipe), and nothing that is the
 coordinator's own business (how images are synthesized, how the student is distilled). The table
-``hand_in`` says until when submissions come in and by whom they are signed; it alone may still
+``submission`` says until when submissions come in and who signs them; it alone may still
 change while sites train.
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tomllib
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -24,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, warn_renamed
 from oneround.files import sha256, write_atomic
 from oneround.schema import (
     NAME,
@@ -130,17 +131,30 @@ class TrainingSpec(Strict):
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
 
 
-class HandIn(Strict):
+@dataclass(frozen=True)
+class Task:
+    """What a network of a study is for: images of this shape into these classes.
+
+    Attributes:
+        image: Shape and normalization of the input.
+        classes: Class names in the order of the outputs.
+    """
+
+    image: ImageSpec
+    classes: tuple[str, ...]
+
+
+class SubmissionSpec(Strict):
     """How submissions come in. Not a part of the study's hash: a key that is added or a deadline
     that moves does not make a trained client model useless.
 
     Attributes:
-        keys: public key of each site that signs. Once there is one, every submission must be
-            signed, by the key of its site.
-        encrypt_to: the coordinator's recipient; submissions leave a site encrypted to it.
-        deadline: until when, ISO 8601 with time zone, or a day (its end, UTC).
-        at_least: k of n: from so many submissions on the global model can be made.
-        smallest_cell: smaller counts are left out of the metrics that a site sends back.
+        keys: Public key of each site that signs. Once there is one, every submission must be
+            signed with the key of its site.
+        encrypt_to: The coordinator's recipient; submissions leave a site encrypted to it.
+        deadline: Until when, ISO 8601 with time zone, or a day (its end, UTC).
+        at_least: k of n: number of submissions from which on the global model can be made.
+        smallest_cell: Smaller counts are left out of the metrics that a site sends back.
     """
 
     keys: dict[Name, PublicKey] = Field(default_factory=dict)
@@ -182,7 +196,7 @@ class Study(Strict):
         share_class_counts: whether a site's manifest carries its class counts. They help the
             ensemble to weight sites, and they tell how many cases of each class a site has.
         seed: seed of client training; sites derive their own from it and their name.
-        hand_in: keys, deadline, k of n; the only part that may change after sites have trained.
+        submission: keys, deadline, k of n; the only part that may change after sites have trained.
     """
 
     format: Literal[1] = 1
@@ -194,7 +208,16 @@ class Study(Strict):
     training: TrainingSpec = TrainingSpec()
     share_class_counts: bool = True
     seed: int = Field(default=0, ge=0, lt=2**31)
-    hand_in: HandIn = HandIn()
+    submission: SubmissionSpec = SubmissionSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, content: object) -> object:
+        """Tables that the version before knew by another name."""
+        if isinstance(content, dict) and "hand_in" in content and "submission" not in content:
+            warn_renamed("the table hand_in of a study", "submission")
+            content = {("submission" if k == "hand_in" else k): v for k, v in content.items()}
+        return content
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -202,18 +225,25 @@ class Study(Strict):
             names = getattr(self, what)
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} must be different from each other")
-        if self.sites and (strangers := set(self.hand_in.keys) - set(self.sites)):
-            raise ValueError(f"hand_in.keys: {', '.join(sorted(strangers))} is none of the sites")
-        if self.sites and self.hand_in.at_least > len(self.sites):
-            raise ValueError("hand_in.at_least is more than there are sites")
+        if self.sites and (strangers := set(self.submission.keys) - set(self.sites)):
+            raise ValueError(
+                f"submission.keys: {', '.join(sorted(strangers))} is none of the sites"
+            )
+        if self.sites and self.submission.at_least > len(self.sites):
+            raise ValueError("submission.at_least is more than there are sites")
         return self
 
+    @property
+    def task(self) -> Task:
+        """Image and classes: all of a study that a network needs to know."""
+        return Task(self.image, self.classes)
+
     def agreement(self) -> dict[str, Any]:
-        """Plain content of all that must be equal at every site: everything but ``hand_in``.
+        """Plain content of all that must be equal at every site: everything but ``submission``.
 
         A study of before ``min_steps_per_epoch`` keeps its hash: 0 is left out.
         """
-        content = self.model_dump(mode="json", exclude={"hand_in"})
+        content = self.model_dump(mode="json", exclude={"submission"})
         if not self.training.min_steps_per_epoch:
             del content["training"]["min_steps_per_epoch"]
         return content

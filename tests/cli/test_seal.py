@@ -72,7 +72,7 @@ def test_new_key_makes_the_signature_stale_and_says_so(
     outcome = call("study", "keys", study, "--key", f"west={tmp_path / 'west.pub'}")
     assert outcome.code == 0
     assert "sign the study again" in outcome.err
-    assert set(Study.read(study).hand_in.keys) == {"north", "west"}
+    assert set(Study.read(study).submission.keys) == {"north", "west"}
 
 
 @pytest.mark.parametrize(

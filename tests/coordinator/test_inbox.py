@@ -11,7 +11,7 @@ from oneround import signing
 from oneround.coordinator.inbox import status_of, submissions_in
 from oneround.errors import OneRoundError
 from oneround.site.training import train_client
-from oneround.study import HandIn, Study
+from oneround.study import Study, SubmissionSpec
 from oneround.submission import seal_submission
 from tests import tiny
 
@@ -40,8 +40,8 @@ def inbox(trained: dict[str, Path], tmp_path: Path) -> Path:
     return folder
 
 
-def asking(**hand_in: object) -> Study:
-    return STUDY.model_copy(update={"hand_in": HandIn.model_validate(hand_in)})
+def asking(**submission: object) -> Study:
+    return STUDY.model_copy(update={"submission": SubmissionSpec.model_validate(submission)})
 
 
 def test_who_has_handed_in(inbox: Path) -> None:
@@ -100,7 +100,7 @@ def test_sealed_files(trained: dict[str, Path], tmp_path: Path) -> None:
         ("north.oneround.age", "north", True),
         ("south.oneround", None, False),
     ]
-    assert found.files[1].signed_by == signing.fingerprint(study.hand_in.keys["north"])
+    assert found.files[1].signed_by == signing.fingerprint(study.submission.keys["north"])
 
 
 def test_both_forms_of_a_file_are_one(trained: dict[str, Path], tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_both_forms_of_a_file_are_one(trained: dict[str, Path], tmp_path: Path) 
 
 def test_without_a_list_of_sites_those_with_keys_are_asked(tmp_path: Path) -> None:
     pair = signing.new_signing_key(tmp_path / "east")
-    hand_in = HandIn(keys={"east": signing.read_public_key(pair.public)})
-    study = tiny.STUDY.model_copy(update={"hand_in": hand_in})
+    submission = SubmissionSpec(keys={"east": signing.read_public_key(pair.public)})
+    study = tiny.STUDY.model_copy(update={"submission": submission})
     assert status_of(study, []).missing == ["east"]
 
 

@@ -18,7 +18,7 @@ from oneround.evaluation import evaluate
 from oneround.model_file import load_model
 from oneround.report import write_model_card, write_report
 from oneround.site.evaluation import SiteEvaluation, evaluate_at_site, write_evaluation
-from oneround.study import HandIn
+from oneround.study import SubmissionSpec
 from oneround.submission import read_submissions
 from tests import tiny
 
@@ -86,8 +86,8 @@ def test_class_with_few_images_is_left_out(run: Path) -> None:
 
 def test_signed_and_read_again(run: Path, tmp_path: Path) -> None:
     pair, other = (signing.new_signing_key(tmp_path / name) for name in ("site-0", "other"))
-    hand_in = HandIn(keys={"site-0": signing.read_public_key(pair.public)})
-    study = STUDY.model_copy(update={"hand_in": hand_in})
+    submission = SubmissionSpec(keys={"site-0": signing.read_public_key(pair.public)})
+    study = STUDY.model_copy(update={"submission": submission})
     found, path = at_site(run), tmp_path / "north.json"
     assert write_evaluation(path, found) == [path]
     assert read_evaluation(path) == found

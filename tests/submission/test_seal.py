@@ -8,7 +8,7 @@ import pytest
 
 from oneround import signing
 from oneround.errors import OneRoundError
-from oneround.study import HandIn, Study
+from oneround.study import Study, SubmissionSpec
 from oneround.submission import (
     check_submission,
     read_submission,
@@ -31,14 +31,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, signing.KeyFile
 def signed(study: Study, pairs: dict[str, signing.KeyFiles]) -> Study:
     """The study with keys; its hash is still the same."""
     known = {site: signing.read_public_key(pairs[site].public) for site in ("north", "south")}
-    return study.model_copy(update={"hand_in": HandIn(keys=known)})
+    return study.model_copy(update={"submission": SubmissionSpec(keys=known)})
 
 
 @pytest.fixture(scope="module")
 def secret(signed: Study, pairs: dict[str, signing.KeyFiles]) -> Study:
     recipient = signing.read_recipient(pairs["coordinator"].public)
-    hand_in = signed.hand_in.model_copy(update={"encrypt_to": recipient})
-    return signed.model_copy(update={"hand_in": hand_in})
+    submission = signed.submission.model_copy(update={"encrypt_to": recipient})
+    return signed.model_copy(update={"submission": submission})
 
 
 def codes(
@@ -63,7 +63,7 @@ def test_signed_by_its_site(
     assert members(path).items() > before.items()
     assert codes(path, signed) == []
     submission = read_submission(path, signed)
-    assert submission.signed_by == signing.fingerprint(signed.hand_in.keys["north"])
+    assert submission.signed_by == signing.fingerprint(signed.submission.keys["north"])
     seal_submission(path, signed, key=pairs["north"].private)  # again: a new signature
     assert codes(path, signed) == []
 

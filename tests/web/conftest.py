@@ -12,15 +12,15 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from oneround.study import HandIn, Study
+from oneround.study import Study, SubmissionSpec
 from oneround.submission import TrainingSummary, write_submission
 from oneround.web.app import Place, make_app
 from oneround.web.intake import Desk
 from tests import tiny
 
 SITES = ("north", "south", "west")
-HAND_IN = HandIn.model_validate({"at_least": 2, "deadline": "2099-01-31"})
-STUDY = tiny.STUDY.model_copy(update={"name": "blood", "sites": SITES, "hand_in": HAND_IN})
+HAND_IN = SubmissionSpec.model_validate({"at_least": 2, "deadline": "2099-01-31"})
+STUDY = tiny.STUDY.model_copy(update={"name": "blood", "sites": SITES, "submission": HAND_IN})
 HOST = "http://127.0.0.1"
 
 

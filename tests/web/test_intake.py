@@ -9,7 +9,7 @@ import pytest
 
 from oneround import signing
 from oneround.errors import OneRoundError
-from oneround.study import HandIn
+from oneround.study import SubmissionSpec
 from oneround.submission import seal_submission
 from oneround.web import intake
 from oneround.web.database import Receipt
@@ -25,7 +25,7 @@ def arrive(inbox: Path, file: Path, *, replace: bool = False) -> Arrived:
 
 
 def sent(desk: Desk, site: str, file: Path, *, replace: bool = False) -> Receipt:
-    number = desk.hand_in(site, arrive(desk.inbox, file, replace=replace))
+    number = desk.receive(site, arrive(desk.inbox, file, replace=replace))
     (desk.inbox / ".upload-0.part").unlink(missing_ok=True)
     return desk.state.receipts()[number]
 
@@ -83,8 +83,8 @@ def test_files_that_came_another_way_are_left_alone(
 
 
 def test_late_files_are_accepted_and_marked(inbox: Path, files: dict[str, Path]) -> None:
-    past = HandIn.model_validate({"deadline": "2020-01-01"})
-    desk = Desk(STUDY.model_copy(update={"hand_in": past}), inbox)
+    past = SubmissionSpec.model_validate({"deadline": "2020-01-01"})
+    desk = Desk(STUDY.model_copy(update={"submission": past}), inbox)
     receipt = sent(desk, "north", files["north"])
     assert (receipt.accepted, receipt.late) == (True, True)
 
@@ -93,7 +93,7 @@ def test_what_has_not_changed_is_not_checked_again(
     desk: Desk, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = []
-    examine = inbox.examine
+    examine = intake.examine
 
     def counting(path: Path, *arguments: object) -> object:
         checked.append(path.name)
@@ -137,14 +137,14 @@ def test_one_desk_at_a_time(desk: Desk) -> None:
 def test_the_folder_is_that_of_the_other_commands(desk: Desk, files: dict[str, Path]) -> None:
     sent(desk, "north", files["north"])
     (desk.inbox / ".upload-1.part").write_bytes(b"half")
-    assert [path.name for path in inbox.submissions_in(desk.inbox)] == ["north.oneround"]
+    assert [path.name for path in intake.submissions_in(desk.inbox)] == ["north.oneround"]
 
 
 def test_encrypted_files(inbox: Path, files: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("pyrage")
     pair = signing.new_encryption_key(tmp_path / "coordinator")
-    hand_in = HandIn(encrypt_to=signing.read_recipient(pair.public))
-    study = STUDY.model_copy(update={"hand_in": hand_in})
+    submission = SubmissionSpec(encrypt_to=signing.read_recipient(pair.public))
+    study = STUDY.model_copy(update={"submission": submission})
     with pytest.raises(OneRoundError, match="nobody here can check"):
         Desk(study, inbox)
     plain = shutil.copy(files["north"], tmp_path)

@@ -231,7 +231,7 @@ def hand_in_and_be_killed(inbox: Path, file: Path, at: str) -> None:
     part.write_bytes(file.read_bytes())
     owner = {"replace": os, "fsync": os, "add": desk.state}[at]
     setattr(owner, at, kill)
-    desk.hand_in("north", Arrived(part, part.stat().st_size, "0" * 64, True))
+    desk.receive("north", Arrived(part, part.stat().st_size, "0" * 64, True))
 
 
 @pytest.mark.parametrize("at", ["replace", "fsync", "add"])

@@ -33,7 +33,7 @@ def seal(
     passphrase = passphrase_of(key) if key else None
     leaves = seal_submission(file, study, key=key, passphrase=passphrase)
     signer = signing.fingerprint(signing.public_key_of(key, passphrase)) if key else None
-    encrypted_to = study.hand_in.encrypt_to
+    encrypted_to = study.submission.encrypt_to
     if as_json:
         print_json({"file": str(leaves), "signed_by": signer, "encrypted_to": encrypted_to})
         return

@@ -118,7 +118,7 @@ def init(
         "training": training.model_dump(),
         "share_class_counts": share_class_counts,
         "seed": seed,
-        "hand_in": _keys(key, encrypt_to) | {"deadline": deadline, "at_least": at_least},
+        "submission": _keys(key, encrypt_to) | {"deadline": deadline, "at_least": at_least},
     }
     for change in changes or []:
         content = merged(content, parse_assignment(change))
@@ -143,10 +143,10 @@ def keys(
     """
     Study.read(path)
     content = tomlkit.parse(path.read_text(encoding="utf-8-sig"))  # keeps comments
-    hand_in: Any = content.setdefault("hand_in", tomlkit.table())
+    submission: Any = content.setdefault("submission", tomlkit.table())
     added = _keys(key, encrypt_to)
-    hand_in.setdefault("keys", tomlkit.table()).update(added.pop("keys"))
-    hand_in.update(added)
+    submission.setdefault("keys", tomlkit.table()).update(added.pop("keys"))
+    submission.update(added)
     study = Study.validate_options(content.unwrap(), str(path))
     write_atomic(path, tomlkit.dumps(content).encode())
     if (signature := key_pairs.signature_path(path)).exists():
@@ -187,7 +187,7 @@ def check(path: StudyFile, signed_by: SignedBy = None, as_json: AsJson = False) 
 
 
 def _keys(pairs: list[str] | None, encrypt_to: Path | None) -> dict[str, Any]:
-    """What these files add to ``hand_in``."""
+    """What these files add to ``submission``."""
     keys = {}
     for pair in pairs or []:
         site, equals, file = pair.partition("=")
@@ -218,10 +218,10 @@ def _show(study: Study, path: Path, as_json: bool) -> None:
     say(f"  image          {' × '.join(map(str, image.shape))}, mean {image.mean}, std {image.std}")
     say(f"  sites          {', '.join(study.sites) or 'any'}")
     say(f"  architectures  {', '.join(map(str, study.architectures))}")
-    hand_in = study.hand_in
-    for site, key in hand_in.keys.items():
+    submission = study.submission
+    for site, key in submission.keys.items():
         say(f"  key            {key_pairs.fingerprint(key)} {site}")
-    say(f"  encrypted to   {hand_in.encrypt_to or 'nobody'}")
-    enough = f"{hand_in.at_least} of {len(study.sites) or 'any number'}"
-    say(f"  deadline       {hand_in.deadline or 'none'}; {enough} are enough")
+    say(f"  encrypted to   {submission.encrypt_to or 'nobody'}")
+    enough = f"{submission.at_least} of {len(study.sites) or 'any number'}"
+    say(f"  deadline       {submission.deadline or 'none'}; {enough} are enough")
     say(f"  hash           {study.hash}")

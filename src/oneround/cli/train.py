@@ -91,7 +91,7 @@ def train(
         )
         return
     validation = ", ".join(f"{k} {v:.3f}" for k, v in client.training.validation.items())
-    to_seal = bool(study.hand_in.keys or study.hand_in.encrypt_to)
+    to_seal = bool(study.submission.keys or study.submission.encrypt_to)
     ready = "look at it, then seal it" if to_seal else "ready to hand in"
     say(f"{file} ({file.stat().st_size:,} bytes) is written: {ready}", "bold")
     say(f"  trained on     {client.images} images; best epoch {client.training.best_epoch}")
@@ -111,5 +111,5 @@ def train(
         say(f"  no image of    {', '.join(empty)} (that is allowed)")
     say(f"  look at        {sheet} (stays here)")
     if to_seal:
-        sign = " --key KEY" if study.hand_in.keys else ""
+        sign = " --key KEY" if study.submission.keys else ""
         say(f"  next           oneround seal {study_file} {file}{sign}")

@@ -52,7 +52,7 @@ def read_evaluation(path: str | os.PathLike[str], study: Study | None = None) ->
             remedy="Ask the site to evaluate with the study file that it trained with.",
         )
     study.require_site(content.site, path)
-    if study.hand_in.keys:
+    if study.submission.keys:
         _require_signature(path, content.site, study)
     return content
 
@@ -134,7 +134,7 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
 
 
 def _require_signature(path: Path, site: str, study: Study) -> None:
-    public, signature = study.hand_in.keys.get(site), signing.signature_path(path)
+    public, signature = study.submission.keys.get(site), signing.signature_path(path)
     if public is None or not signature.is_file():
         what = (
             f"the study has no key of {site}" if public is None else f"{signature.name} is missing"

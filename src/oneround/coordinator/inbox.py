@@ -120,15 +120,15 @@ def status_of(
         files=files,
         missing=[site for site in expected_sites(study) if site not in there],
         together=check_together(good),
-        at_least=study.hand_in.at_least,
-        deadline=study.hand_in.deadline,
+        at_least=study.submission.at_least,
+        deadline=study.submission.deadline,
         now=at,
     )
 
 
 def expected_sites(study: Study) -> Sequence[str]:
     """Those who are asked to hand in: the study's sites, or else all that have a key."""
-    return study.sites or tuple(study.hand_in.keys)
+    return study.sites or tuple(study.submission.keys)
 
 
 def submissions_in(folder: str | os.PathLike[str]) -> list[Path]:
@@ -155,7 +155,7 @@ def examine(
     problems = check_submission(path, study, identity=identity)
     accepted = not any(problem.fatal for problem in problems)
     submission = read_submission(path, study, identity=identity) if accepted else None
-    deadline = study.hand_in.deadline
+    deadline = study.submission.deadline
     stat = path.stat() if path.exists() else None
     received = datetime.fromtimestamp(stat.st_mtime if stat else 0, UTC)
     found = HandedIn(

@@ -202,4 +202,4 @@ def metrics(site: Site, asked: str, model: Mapping[str, bytes]) -> Answer:
 
 def _without_keys(study: Study) -> Study:
     """A submission is signed just before it leaves."""
-    return study.model_copy(update={"hand_in": study.hand_in.model_copy(update={"keys": {}})})
+    return study.model_copy(update={"submission": study.submission.model_copy(update={"keys": {}})})

@@ -2,7 +2,7 @@
 
 A site measures the global model, and its own client model beside it, on its own images. What
 leaves is one small file: counts and metrics, no image, no output for a single image. Where few
-images stand behind a number it is left out (``hand_in.smallest_cell`` of the study).
+images stand behind a number it is left out (``submission.smallest_cell`` of the study).
 """
 
 from __future__ import annotations
@@ -124,13 +124,13 @@ def evaluate_at_site(
             site, or no class has enough images.
     """
     study.require_site(site)
-    least, counts = study.hand_in.smallest_cell, data.class_counts()
+    least, counts = study.submission.smallest_cell, data.class_counts()
     enough = [c for c in range(len(study.classes)) if counts[c] >= least]
     told = torch.isin(data.labels, torch.tensor(enough))
     if not told.any():
         raise OneRoundError(
             f"no class has {least} images, the smallest number that the study lets a site tell.",
-            remedy="Use more images, or ask the coordinator about hand_in.smallest_cell.",
+            remedy="Use more images, or ask the coordinator about submission.smallest_cell.",
         )
     images = data.subset(told.nonzero().flatten())
 

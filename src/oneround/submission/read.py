@@ -191,7 +191,7 @@ def _examine_path(
         with _open(Path(path), limit_bytes) as file:
             if not signing.is_encrypted(file.read(64)):
                 found = examine(file, study)
-                if study is not None and study.hand_in.encrypt_to:
+                if study is not None and study.submission.encrypt_to:
                     found.problems.append(_NOT_ENCRYPTED)
                 return found
             file.seek(0)
@@ -249,7 +249,7 @@ def _examine_signature(
     signed: dict[str, bytes], signature: bytes | None, study: Study | None, found: Findings
 ) -> bool:
     """Whether the weights may be looked at: unless the study lists keys, or by a right one."""
-    known = study.hand_in.keys if study else {}
+    known = study.submission.keys if study else {}
     if not known:
         if signature is not None:
             found.problems.append(_not_compared())

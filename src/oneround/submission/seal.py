@@ -10,7 +10,7 @@ from pathlib import Path
 from oneround import signing
 from oneround.errors import OneRoundError
 from oneround.files import write_atomic
-from oneround.study import HandIn, Study
+from oneround.study import Study, SubmissionSpec
 from oneround.submission.container import MANIFEST, SIGNATURE, WEIGHTS, pack
 from oneround.submission.read import examine, raise_if_fatal, read_submission
 
@@ -25,12 +25,12 @@ def seal_submission(
     """Sign the submission at ``path``, encrypt it, and return the path of the file to hand in.
 
     The signature is put into the file itself, in place of an older one. If the study has
-    ``hand_in.encrypt_to``, the file to hand in is ``NAME.oneround.age``, which the site cannot
+    ``submission.encrypt_to``, the file to hand in is ``NAME.oneround.age``, which the site cannot
     open again; the one at ``path`` stays for the site.
 
     Args:
         path: the site's submission.
-        study: the agreement; its ``hand_in`` says what is asked for.
+        study: the agreement; its ``submission`` says what is asked for.
         key: the site's ``.key`` file; ``None``: not signed.
         passphrase: of that file.
 
@@ -39,23 +39,23 @@ def seal_submission(
             there is no key or another one than it lists, the packages for it are missing, or
             nothing can be written. Then the file is as it was.
     """
-    path, hand_in = Path(path), study.hand_in
+    path, submission = Path(path), study.submission
     site = read_submission(path, _without_keys(study)).manifest.site
-    if hand_in.keys and key is None:
+    if submission.keys and key is None:
         raise OneRoundError(
             "the study wants signed submissions.",
             file=path,
             remedy=f"Give the key of {site} with --key; `oneround keys new` makes one.",
         )
     if key is not None:
-        _require_the_sites_own(key, passphrase, hand_in, site)
+        _require_the_sites_own(key, passphrase, submission, site)
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in (MANIFEST, WEIGHTS)}
         content = pack(members | {SIGNATURE: signing.sign(members, key, passphrase)})
     else:
         content = path.read_bytes()
     raise_if_fatal(examine(io.BytesIO(content), study), path)
-    sealed = signing.encrypt(content, hand_in.encrypt_to) if hand_in.encrypt_to else None
+    sealed = signing.encrypt(content, submission.encrypt_to) if submission.encrypt_to else None
     if key is not None:
         write_atomic(path, content)
     if sealed is None:
@@ -70,14 +70,14 @@ def encrypted_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _without_keys(study: Study) -> Study:
-    return study.model_copy(update={"hand_in": HandIn()})
+    return study.model_copy(update={"submission": SubmissionSpec()})
 
 
 def _require_the_sites_own(
-    key: str | os.PathLike[str], passphrase: str | None, hand_in: HandIn, site: str
+    key: str | os.PathLike[str], passphrase: str | None, submission: SubmissionSpec, site: str
 ) -> None:
-    public, known = signing.public_key_of(key, passphrase), hand_in.keys.get(site)
-    if hand_in.keys and public != known:
+    public, known = signing.public_key_of(key, passphrase), submission.keys.get(site)
+    if submission.keys and public != known:
         has = f"has the key {signing.fingerprint(known)}" if known else "has no key"
         raise OneRoundError(
             f"the study {has} for {site}, this is {signing.fingerprint(public)}.",

@@ -12,7 +12,7 @@ from torch import nn
 
 from oneround.files import sha256, write_atomic
 from oneround.schema import now, validated
-from oneround.study import ArchitectureSpec, HandIn, Study
+from oneround.study import ArchitectureSpec, Study, SubmissionSpec
 from oneround.submission import weights
 from oneround.submission.container import MANIFEST, WEIGHTS, pack
 from oneround.submission.manifest import Manifest, Privacy, TrainingSummary
@@ -73,7 +73,7 @@ def write_submission(
     }
     manifest = validated(Manifest, content, path)
     file = pack({MANIFEST: manifest.model_dump_json(indent=2).encode(), WEIGHTS: tensors})
-    not_yet_signed = study.model_copy(update={"hand_in": HandIn()})
+    not_yet_signed = study.model_copy(update={"submission": SubmissionSpec()})
     raise_if_fatal(examine(io.BytesIO(file), not_yet_signed), path)
     write_atomic(path, file)
     return manifest

@@ -182,7 +182,7 @@ async def upload(request: Request, here: Here, visitor: Member) -> Response:
             await run_in_threadpool(file.feed, chunk)
         await run_in_threadpool(file.finish)
         arrived = Arrived(file.path, file.size, file.sha256, file.replace)
-        number = await run_in_threadpool(here.desk.hand_in, visitor.site, arrived)
+        number = await run_in_threadpool(here.desk.receive, visitor.site, arrived)
     return RedirectResponse(f"/receipts/{number}", 303)
 
 

@@ -65,7 +65,7 @@ class Desk:
     def __init__(
         self, study: Study, inbox: Path, identity: Identity | None = None, limit: int = LIMIT_BYTES
     ) -> None:
-        if study.hand_in.encrypt_to and identity is None:
+        if study.submission.encrypt_to and identity is None:
             raise OneRoundError(
                 "the study wants encrypted files, which nobody here can check.",
                 remedy="Give the .identity file of the coordinator with --identity.",
@@ -98,7 +98,7 @@ class Desk:
             self._known = {key: value for key, value in self._known.items() if key[0] in there}
             return found
 
-    def hand_in(self, site: str, arrived: Arrived) -> int:
+    def receive(self, site: str, arrived: Arrived) -> int:
         """Keep or refuse a file that ``site`` has sent; the number of the receipt."""
         with self._placing:
             name = f"{site}.oneround" + (".age" if _is_encrypted(arrived.path) else "")

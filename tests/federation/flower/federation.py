@@ -14,7 +14,7 @@ from oneround import signing
 from oneround.federation.flower import client
 from oneround.federation.flower.messages import content
 from oneround.federation.flower.server import Settings
-from oneround.study import HandIn, Study
+from oneround.study import Study, SubmissionSpec
 from tests import tiny
 
 SITES = ("north", "south", "west")
@@ -34,8 +34,10 @@ def hospitals(
         made = signing.new_signing_key(folder / site / site)
         public[site] = signing.read_public_key(made.public)
     recipient = signing.read_recipient(signing.new_encryption_key(folder / "coordinator").public)
-    hand_in = HandIn(keys=public, at_least=at_least, encrypt_to=recipient if encrypted else None)
-    study = tiny.STUDY.model_copy(update={"sites": SITES, "hand_in": hand_in})
+    submission = SubmissionSpec(
+        keys=public, at_least=at_least, encrypt_to=recipient if encrypted else None
+    )
+    study = tiny.STUDY.model_copy(update={"sites": SITES, "submission": submission})
     study.write(folder / "study.toml")
     return study
 

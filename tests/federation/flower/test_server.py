@@ -60,8 +60,8 @@ def test_one_round(trained: Path) -> None:
 def test_messages_end_with_the_deadline(trained: Path) -> None:
     study = Study.read(trained / "study.toml")
     soon = datetime.fromtimestamp(datetime.now(UTC).timestamp() + 600, UTC)
-    hand_in = study.hand_in.model_copy(update={"deadline": soon})
-    study.model_copy(update={"hand_in": hand_in}).write(trained / "study.toml")
+    submission = study.submission.model_copy(update={"deadline": soon})
+    study.model_copy(update={"submission": submission}).write(trained / "study.toml")
     grid = FakeGrid({i: well(trained, s) for i, s in enumerate(("north", "south", "west"))})
     federate(grid, settings(trained))
     lifetimes = {m.metadata.message_type: m.metadata.ttl for m in grid.sent}
@@ -208,8 +208,8 @@ def test_a_lost_node_that_is_back_is_asked_again(trained: Path) -> None:
 def test_an_open_study_waits_for_nodes(trained: Path) -> None:
     """Nobody knows who will come: who is online takes part."""
     study = Study.read(trained / "study.toml")
-    hand_in = study.hand_in.model_copy(update={"keys": {}})
-    open_study = study.model_copy(update={"sites": (), "hand_in": hand_in})
+    submission = study.submission.model_copy(update={"keys": {}})
+    open_study = study.model_copy(update={"sites": (), "submission": submission})
     open_study.write(trained / "study.toml")
     nodes = {i: well(trained, s) for i, s in enumerate(("north", "south"))}
     federate(FakeGrid(nodes), settings(trained))

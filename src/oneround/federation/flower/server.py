@@ -42,7 +42,7 @@ class Settings(Strict):
     """The options of ``flwr run --run-config``, where they are written with ``-`` for ``_``.
 
     Attributes:
-        study: the study file; k of n, deadline and keys are those of its ``hand_in``.
+        study: the study file; k of n, deadline and keys are those of its ``submission``.
         inbox: folder for the submissions.
         out: RUN folder.
         identity: opens encrypted submissions; its passphrase is in ``ONEROUND_PASSPHRASE``.
@@ -125,7 +125,7 @@ def federate(grid: Grid, settings: Settings) -> None:
 def gather(grid: Grid, settings: Settings, inbox: Inbox) -> list[str]:
     """One message to every site, one submission back; what went wrong, for the report."""
     study = inbox.study
-    deadline = study.hand_in.deadline
+    deadline = study.submission.deadline
     talk = settings.conversation(grid, deadline.timestamp() if deadline else float("inf"))
 
     def take(node: Node, reply: Message) -> None:
