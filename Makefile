@@ -10,7 +10,7 @@ PINS := pyproject.toml constraints.txt
 # Tests start many processes; without compiled files each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-live format clean
+.PHONY: demo test test-live coverage format clean
 .DELETE_ON_ERROR:
 
 # The main job on drawn images, in a few minutes.
@@ -23,11 +23,17 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The walk-through with Flower's own programs, which takes some minutes more.
 test-live: $(VENV)/installed-dev
 	$(BIN)/pytest -m live
+
+# Which lines and branches no test runs; slower than `make test`.
+coverage: $(VENV)/installed-dev
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-report=term-missing:skip-covered
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
@@ -35,7 +41,7 @@ format: $(VENV)/installed-dev
 
 # Remove all that these targets made.
 clean:
-	rm -rf $(VENV) demo-run build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-run build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/installed: $(BIN)/python $(PINS)
