@@ -1,8 +1,8 @@
 """A site: the script that FLARE's Client API runs at every hospital.
 
 Who the site is, where its images and its key are: all of that is in a file of the hospital, whose
-path is in ``ONEROUND_SITE``, and nothing in the job can change it. The server is told that
-something went wrong, and no more; why is in ``oneround.log`` beside that file.
+path is in ``ONEROUND_SITE``, and nothing in the job can change it. When something goes wrong, the
+server learns that it did and no more; the reason is in ``oneround.log`` beside that file.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def answer(here: Site, task: str, question: FLModel) -> Answer:
     """What the site answers to a task.
 
     Args:
-        here: the settings.
+        here: Settings of the site.
         task: ``submission`` or ``global``.
-        question: with the hash of the study, and the files of the global model.
+        question: Message with the hash of the study, and the files of the global model.
     """
     asked = str(facts_of(question).get("study"))
     if task == SUBMISSION:

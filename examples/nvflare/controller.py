@@ -2,14 +2,13 @@
 out and metrics back.
 
 A client that fails, one that is late and one that sends rubbish are named in the log and in the
-report, and the run goes on with the rest, as long as there are k of n. What arrives becomes a file
-in ``inbox`` at once and passes the checks of any other file. So a run that was stopped goes on
-when the job is submitted again with the same folders.
+report, and the run continues with the rest, as long as there are k of n. What arrives becomes a
+file in ``inbox`` at once and passes the checks of any other file. So a run that was stopped
+continues when the job is submitted again with the same folders.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,26 +20,35 @@ from nvflare.app_common.workflows.model_controller import ModelController
 from oneround import methods
 from oneround.coordinator.inbox import expected_sites
 from oneround.errors import OneRoundError
-from oneround.federation.coordinator import Inbox, distill, global_model, take_metrics, write_pages
+from oneround.federation.coordinator import (
+    distill,
+    global_model,
+    open_inbox,
+    take_metrics,
+    take_submission,
+    write_pages,
+)
 from oneround.federation.site import Fact
-from oneround.signing import Identity
 from oneround.study import Study
 
 Take = Callable[[Mapping[str, Fact], dict[str, bytes]], str]
-"""Takes facts and files of a client and tells it in words, or raises :class:`OneRoundError`."""
+"""Takes facts and files of a client and says what came, or raises :class:`OneRoundError`."""
 
 
 class OneRound(ModelController):  # type: ignore[misc]
     """One round. FLARE writes the arguments into the server's part of the job.
 
     Args:
-        study: the study file; k of n, deadline and keys are those of its ``submission``.
-        inbox: folder for the submissions.
+        study: Study file; k of n, deadline and keys are those of its ``submission``.
+        inbox: Folder of submissions.
         out: RUN folder.
-        identity: opens encrypted submissions; its passphrase is in ``ONEROUND_PASSPHRASE``.
-        method, preset, seed: as for ``oneround distill``.
-        options: as ``--set`` of ``oneround distill``, separated by spaces.
-        hours: how long a client may take for an answer.
+        identity: The coordinator's ``.identity`` file, which opens encrypted submissions; its
+            passphrase is in ``ONEROUND_PASSPHRASE``.
+        method: Method, as for ``oneround aggregate``.
+        preset: Preset of the method, as for ``oneround aggregate``.
+        options: Changes of options, as ``--set`` of ``oneround aggregate``, separated by spaces.
+        seed: Seed of the run.
+        hours: Hours that a client may take for an answer.
     """
 
     def __init__(
@@ -49,7 +57,7 @@ class OneRound(ModelController):  # type: ignore[misc]
         inbox: str,
         out: str,
         identity: str = "",
-        method: str = "oneround",
+        method: str = "headfit",
         preset: str = "quick",
         options: str = "",
         seed: int = 0,
@@ -65,21 +73,17 @@ class OneRound(ModelController):  # type: ignore[misc]
         """From sites that are online to one global model, and what they say of it."""
         study, out, method = Study.read(self.study), Path(self.out), methods.get(self.method)
         options = method.resolve(self.preset, self.options.split())
-        secret = os.environ.get("ONEROUND_PASSPHRASE")
-        identity = Identity(self.identity, secret) if self.identity else None
-        inbox = Inbox(Path(self.inbox), study, identity)
+        inbox = open_inbox(self.inbox, study, self.identity)
 
         def submission(facts: Mapping[str, Fact], files: dict[str, bytes]) -> str:
             if facts.get("site") in inbox.sites:
-                return "has handed in before; that file stays"
-            if len(files) != 1:
-                raise OneRoundError("that is no submission.")
-            (content,) = files.values()
-            return f"has handed in: {inbox.take(content)}, {len(content):,} bytes"
+                return "has submitted before; that file stays"
+            found = take_submission(inbox, files)
+            return f"has submitted: {found.site}, {found.bytes:,} bytes"
 
         def metrics(facts: Mapping[str, Fact], files: dict[str, bytes]) -> str:
             if facts.get("told") is False:
-                return "tells no metrics"
+                return "withholds its metrics"
             found = take_metrics(out, study, files)
             return f"has evaluated: accuracy {found.global_model.accuracy:.3f}"
 
@@ -88,8 +92,8 @@ class OneRound(ModelController):  # type: ignore[misc]
         missing = [s for s in expected_sites(study) if s not in online | inbox.sites]
         notes += [f"{site}: not online at the start, or refused the job." for site in missing]
         distill(inbox, inbox.enough(notes), out, method=method, options=options, seed=self.seed)
-        told = self._ask(GLOBAL, study, global_model(out), metrics)
-        notes += [f"Evaluation: {note}" for note in told]
+        failed = self._ask(GLOBAL, study, global_model(out), metrics)
+        notes += [f"Evaluation: {note}" for note in failed]
         write_pages(out, notes)
         self.info(f"done: {out / 'report.html'}")
 

@@ -34,7 +34,7 @@ def test_says_where_it_is(call: Call, tmp_path: Path, served: list[dict[str, Any
     assert "http://x/login?key=y" in outcome.out
     assert outcome.err == ""
     assert (served[0]["host"], served[0]["port"]) == ("127.0.0.1", 8765)
-    served[0]["place"].desk.close()
+    served[0]["place"].intake.close()
     outcome = call(*arguments, "--host", "0.0.0.0", "--name", "blood.example.org", "--json")
     assert json.loads(outcome.out) == {"url": "http://x", "link": "http://x/login?key=y"}
     assert served[1]["names"] == ["blood.example.org"]
@@ -45,10 +45,10 @@ def test_warns_without_tls(call: Call, tmp_path: Path, served: list[dict[str, An
     arguments = ["serve", tmp_path / "tiny.toml", tmp_path / "run", "--inbox", tmp_path]
     outcome = call(*arguments, "--host", "10.0.0.1")
     assert "Without TLS" in outcome.err
-    served[0]["place"].desk.close()
+    served[0]["place"].intake.close()
     outcome = call(*arguments, "--host", "10.0.0.1", "--tls-cert", "c.pem", "--limit", 1000)
     assert outcome.err == ""
-    assert served[1]["place"].desk.limit == 1000
+    assert served[1]["place"].intake.inbox.limit == 1000
 
 
 def test_a_package_is_missing(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,24 +8,27 @@ from pathlib import Path
 import pytest
 
 from oneround import signing
-from oneround.coordinator.inbox import status_of, submissions_in
+from oneround.coordinator.inbox import Inbox, Received, status_of, submissions_in
 from oneround.errors import OneRoundError
+from oneround.federation.coordinator import take_submission
 from oneround.site.training import train_client
 from oneround.study import Study, SubmissionSpec
-from oneround.submission import seal_submission
+from oneround.submission import read, seal_submission
+from oneround.web.intake import Intake
 from tests import tiny
 
-SITES = ("north", "south", "west")
+NORTH = "north"
+SITES = (NORTH, "south", "west")
 STUDY = tiny.STUDY.model_copy(update={"sites": SITES})
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("trained")
-    for number, site in enumerate(SITES):
-        client = train_client(STUDY, site, tiny.images(24, seed=number))
-        client.write(folder / f"{site}.oneround", STUDY)
-    return {site: folder / f"{site}.oneround" for site in SITES}
+    for number, name in enumerate((*SITES, "again")):
+        client = train_client(STUDY, NORTH if name == "again" else name, tiny.images(24, number))
+        client.write(folder / f"{name}.oneround", STUDY)
+    return {path.stem: path for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def asking(**submission: object) -> Study:
     return STUDY.model_copy(update={"submission": SubmissionSpec.model_validate(submission)})
 
 
-def test_who_has_handed_in(inbox: Path) -> None:
+def test_who_has_submitted(inbox: Path) -> None:
     found = status_of(STUDY, submissions_in(inbox))
     assert [(file.file, file.site, file.accepted) for file in found.files] == [
         ("north.oneround", "north", True),
@@ -135,3 +138,134 @@ def test_nothing_yet(tmp_path: Path) -> None:
     assert (found.files, found.missing, found.enough) == ([], list(SITES), False)
     with pytest.raises(OneRoundError, match="no such folder"):
         submissions_in(tmp_path / "missing")
+
+
+# The one rule: an accepted file is never silently replaced or lost
+
+
+@pytest.fixture
+def files(trained: dict[str, Path], tmp_path: Path) -> dict[str, bytes]:
+    """All files, also encrypted: ``north`` and ``north.age``, two of north, and so on."""
+    study, folder = encrypting(tmp_path), tmp_path / "sealed"
+    folder.mkdir()
+    for path in trained.values():
+        seal_submission(shutil.copy(path, folder), study)
+    return {path.name.replace(".oneround", ""): path.read_bytes() for path in folder.iterdir()}
+
+
+def encrypting(folder: Path) -> Study:
+    recipient = folder / "coordinator.recipient"
+    if not recipient.exists():
+        signing.new_encryption_key(folder / "coordinator")
+    return asking(encrypt_to=signing.read_recipient(recipient))
+
+
+def opened(folder: Path) -> Inbox:
+    (folder / "inbox").mkdir(exist_ok=True)
+    identity = signing.Identity(folder / "coordinator.identity")
+    return Inbox(folder / "inbox", encrypting(folder), identity)
+
+
+def take(inbox: Inbox, content: bytes, *, replace: bool = False) -> Received:
+    part = inbox.folder / ".part"
+    part.write_bytes(content)
+    found = inbox.take(part, replace=replace)
+    assert found.accepted != part.exists()
+    part.unlink(missing_ok=True)
+    return found
+
+
+def by_upload(inbox: Inbox, content: bytes, *, replace: bool = False) -> list[str]:
+    """Codes of what is fatal."""
+    intake, part = Intake(inbox), inbox.folder / ".upload-0.part"
+    part.write_bytes(content)
+    receipt = intake.state.receipt(intake.receive(NORTH, part, "0" * 64, replace=replace))
+    part.unlink(missing_ok=True)
+    intake.close()
+    assert receipt is not None
+    return [problem.code for problem in receipt.problems if problem.fatal]
+
+
+def by_node(inbox: Inbox, content: bytes) -> None:
+    take_submission(inbox, {"west.oneround": content})
+
+
+def kept(inbox: Inbox) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in submissions_in(inbox.folder)}
+
+
+@pytest.mark.parametrize("first", ["north", "north.age"])
+@pytest.mark.parametrize("second", ["again", "again.age", "north", "north.age"])
+def test_an_accepted_file_is_not_replaced(
+    files: dict[str, bytes], tmp_path: Path, first: str, second: str
+) -> None:
+    """Neither by another upload, nor by another form of the file, nor by what a node sends; and
+    when it is to be replaced, exactly one file of the site remains."""
+    inbox = opened(tmp_path)
+    assert take(inbox, files[first]).accepted
+    before = kept(inbox)
+    assert list(before.values()) == [files[first]]
+    assert [problem.code for problem in take(inbox, files[second]).fatal] == ["already-here"]
+    assert by_upload(inbox, files[second]) == ["already-here"]
+    with pytest.raises(OneRoundError, match="an accepted file of 'north' is here"):
+        by_node(inbox, files[second])
+    assert kept(inbox) == before
+    assert by_upload(inbox, files[second], replace=True) == []
+    assert kept(inbox) == {f"north.oneround{'.age' * ('.age' in second)}": files[second]}
+    assert inbox.sites == {NORTH}
+    assert inbox.enough() == list(submissions_in(inbox.folder))
+
+
+@pytest.mark.parametrize("name", ["north.oneround", "north.oneround.age", "other.oneround"])
+def test_a_file_that_came_another_way_is_left_alone(
+    files: dict[str, bytes], tmp_path: Path, name: str
+) -> None:
+    """Of another site under this name, or of the site under another name; even when asked for."""
+    inbox = opened(tmp_path)
+    (inbox.folder / name).write_bytes(files["north" if name == "other.oneround" else "south"])
+    before = kept(inbox)
+    assert [p.code for p in take(inbox, files["north"], replace=True).fatal] == ["name-taken"]
+    with pytest.raises(OneRoundError, match="is here, a file of"):
+        by_node(inbox, files["north"])
+    assert kept(inbox) == before
+
+
+def test_a_file_that_nobody_looks_at_is_left_alone(files: dict[str, bytes], tmp_path: Path) -> None:
+    """The encrypted form of an accepted name is passed over, and here it is of another site."""
+    inbox = opened(tmp_path)
+    (inbox.folder / "north.oneround").write_bytes(files["north"])
+    (inbox.folder / "north.oneround.age").write_bytes(files["south.age"])
+    before = kept(inbox)
+    assert [p.code for p in take(inbox, files["again"], replace=True).fatal] == ["name-taken"]
+    assert kept(inbox) == before
+
+
+def test_a_file_that_cannot_be_read_now_is_left_alone(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = opened(tmp_path)
+    take(inbox, files["north"])
+    before, really = kept(inbox), read._open
+
+    def failing(path: Path, limit: int) -> object:
+        if path.name == "north.oneround":
+            raise OSError(5, "Input/output error")
+        return really(path, limit)
+
+    monkeypatch.setattr(read, "_open", failing)
+    found = take(opened(tmp_path), files["again"], replace=True)
+    assert [problem.what for problem in found.fatal] == [
+        "north.oneround is here, which cannot be read now"
+    ]
+    assert kept(inbox) == before
+
+
+def test_the_sender_submits_its_own_file(files: dict[str, bytes], tmp_path: Path) -> None:
+    inbox = opened(tmp_path)
+    assert by_upload(inbox, files["south"]) == ["other-site"]
+    assert kept(inbox) == {}
+
+
+def test_encrypted_files_need_somebody_who_opens_them(tmp_path: Path) -> None:
+    with pytest.raises(OneRoundError, match="nobody here can check"):
+        Inbox(tmp_path, encrypting(tmp_path))

@@ -12,15 +12,16 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from oneround.coordinator.inbox import Inbox
 from oneround.study import Study, SubmissionSpec
 from oneround.submission import TrainingSummary, write_submission
 from oneround.web.app import Place, make_app
-from oneround.web.intake import Desk
+from oneround.web.intake import Intake
 from tests import tiny
 
 SITES = ("north", "south", "west")
-HAND_IN = SubmissionSpec.model_validate({"at_least": 2, "deadline": "2099-01-31"})
-STUDY = tiny.STUDY.model_copy(update={"name": "blood", "sites": SITES, "submission": HAND_IN})
+SUBMISSION = SubmissionSpec.model_validate({"at_least": 2, "deadline": "2099-01-31"})
+STUDY = tiny.STUDY.model_copy(update={"name": "blood", "sites": SITES, "submission": SUBMISSION})
 HOST = "http://127.0.0.1"
 
 
@@ -39,7 +40,7 @@ def write_file(path: Path, site: str, seed: int, study: Study = STUDY) -> Path:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What the three sites would hand in; and ``again``, another file of north."""
+    """What the three sites would submit; and ``again``, another file of north."""
     folder = tmp_path_factory.mktemp("files")
     for number, site in enumerate(SITES):
         write_file(folder / f"{site}.oneround", site, number)
@@ -55,15 +56,15 @@ def inbox(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def desk(inbox: Path) -> Iterator[Desk]:
-    found = Desk(STUDY, inbox)
+def intake(inbox: Path) -> Iterator[Intake]:
+    found = Intake(Inbox(inbox, STUDY))
     yield found
     found.close()
 
 
 @pytest.fixture
-def place(desk: Desk, tmp_path: Path) -> Place:
-    return Place(desk, tmp_path / "run", tmp_path / "blood.toml", delay=0)
+def place(intake: Intake, tmp_path: Path) -> Place:
+    return Place(intake, tmp_path / "run", tmp_path / "blood.toml", delay=0)
 
 
 class Browser(TestClient):
@@ -90,12 +91,12 @@ def stranger(place: Place) -> Callable[[], Browser]:
 
 
 @pytest.fixture
-def visitor(stranger: Callable[[], Browser], desk: Desk) -> Callable[[str | None], Browser]:
+def visitor(stranger: Callable[[], Browser], intake: Intake) -> Callable[[str | None], Browser]:
     """Makes visitors that have: a site, or the coordinator (None)."""
 
     def logged_in(site: str | None) -> Browser:
         browser = stranger()
-        assert browser.log_in(desk.state.new_token(site)).url.path == "/"
+        assert browser.log_in(intake.state.new_token(site)).url.path == "/"
         return browser
 
     return logged_in

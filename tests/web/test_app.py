@@ -10,7 +10,7 @@ import pytest
 from oneround.coordinator.history import Entry, Ledger
 from oneround.web import app, middleware
 from oneround.web.app import Place
-from oneround.web.intake import Desk
+from oneround.web.intake import Intake
 from tests.web.conftest import Browser, half, names
 
 Stranger = Callable[[], Browser]
@@ -38,9 +38,9 @@ def test_nothing_without_a_token(stranger: Stranger, place: Place, page: str) ->
     assert "blood" not in stranger().get(page).text, "not even the name of the study"
 
 
-def test_a_site_logs_in_and_out(visitor: Visit, stranger: Stranger, desk: Desk) -> None:
+def test_a_site_logs_in_and_out(visitor: Visit, stranger: Stranger, intake: Intake) -> None:
     site = visitor("north")
-    assert "Hand in" in site.get("/").text
+    assert "Submit a file" in site.get("/").text
     (cookie,) = site.cookies.jar
     assert cookie.has_nonstandard_attr("HttpOnly")
     assert cookie.get_nonstandard_attr("SameSite") == "strict"
@@ -52,10 +52,10 @@ def test_a_site_logs_in_and_out(visitor: Visit, stranger: Stranger, desk: Desk) 
     assert thief.get("/state").status_code == 401, "the session has ended, not only the cookie"
 
 
-def test_cookies_are_secure_with_tls(stranger: Stranger, desk: Desk) -> None:
+def test_cookies_are_secure_with_tls(stranger: Stranger, intake: Intake) -> None:
     browser = stranger()
     browser.base_url = "https://127.0.0.1"
-    browser.log_in(desk.state.new_token("north"))
+    browser.log_in(intake.state.new_token("north"))
     assert next(iter(browser.cookies.jar)).secure
 
 
@@ -68,16 +68,16 @@ def test_wrong_tokens(stranger: Stranger, token: str) -> None:
     assert not browser.cookies
 
 
-def test_a_revoked_token_ends_the_session(visitor: Visit, desk: Desk) -> None:
+def test_a_revoked_token_ends_the_session(visitor: Visit, intake: Intake) -> None:
     site = visitor("north")
-    desk.state.revoke("north")
+    intake.state.revoke("north")
     assert site.get("/").url.path == "/login"
 
 
 def test_the_link_of_the_coordinator_is_used_up_by_the_button_alone(
-    stranger: Stranger, desk: Desk
+    stranger: Stranger, intake: Intake
 ) -> None:
-    key = desk.state.new_token(None, once=True)
+    key = intake.state.new_token(None, once=True)
     for _ in range(2):  # what looks at links before people do uses nothing up
         assert f'value="{key}"' in stranger().get("/login", params={"key": key}).text
     assert "<script>" not in stranger().get("/login", params={"key": '"><script>'}).text
@@ -85,11 +85,11 @@ def test_the_link_of_the_coordinator_is_used_up_by_the_button_alone(
     assert stranger().log_in(key).status_code == 403
 
 
-def test_attempts_are_limited(stranger: Stranger, desk: Desk) -> None:
+def test_attempts_are_limited(stranger: Stranger, intake: Intake) -> None:
     browser = stranger()
     codes = [browser.log_in("wrong").status_code for _ in range(12)]
     assert codes == [403] * 10 + [429] * 2
-    assert browser.log_in(desk.state.new_token("north")).status_code == 429
+    assert browser.log_in(intake.state.new_token("north")).status_code == 429
 
 
 def test_attempts_are_forgotten_after_a_minute() -> None:
@@ -101,33 +101,33 @@ def test_attempts_are_forgotten_after_a_minute() -> None:
     attempts.check("a")
 
 
-# Handing in
+# Submitting
 
 
-def test_hand_in(visitor: Visit, files: dict[str, Path], desk: Desk) -> None:
+def test_submit(visitor: Visit, files: dict[str, Path], intake: Intake) -> None:
     site = visitor("north")
     answer = site.upload(files["north"])
     assert answer.url.path == "/receipts/1"
     assert "safely stored" in answer.text
     assert "here and accepted" in site.get("/").text
-    assert names(desk.inbox) == {"north.oneround"}
+    assert names(intake.inbox.folder) == {"north.oneround"}
     assert "already-here" in site.upload(files["again"]).text
     assert "safely stored" in site.upload(files["again"], replace="yes").text
 
 
 def test_a_bad_file_is_shown_with_its_remedy(
-    visitor: Visit, files: dict[str, Path], desk: Desk, tmp_path: Path
+    visitor: Visit, files: dict[str, Path], intake: Intake, tmp_path: Path
 ) -> None:
     site = visitor("north")
     text = site.upload(half(files["north"], tmp_path)).text
     for part in ("truncated", "What to do: Copy the file again", "was not kept"):
         assert part in text
     assert "other-site" in site.upload(files["south"]).text
-    assert names(desk.inbox) == set()
+    assert names(intake.inbox.folder) == set()
 
 
-def test_the_coordinator_and_old_pages_hand_in_nothing(
-    visitor: Visit, files: dict[str, Path], desk: Desk
+def test_the_coordinator_and_old_pages_submit_nothing(
+    visitor: Visit, files: dict[str, Path], intake: Intake
 ) -> None:
     assert visitor(None).upload(files["north"]).status_code == 403
     site = visitor("north")
@@ -135,15 +135,15 @@ def test_the_coordinator_and_old_pages_hand_in_nothing(
     answer = site.upload(files["north"], csrf=foreign)
     assert answer.status_code == 403
     assert "too old" in answer.text
-    assert names(desk.inbox) == set()
+    assert names(intake.inbox.folder) == set()
 
 
 def test_whoever_falls_silent_is_not_waited_for(
-    url: str, desk: Desk, place: Place, monkeypatch: pytest.MonkeyPatch
+    url: str, intake: Intake, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "SILENCE_SECONDS", 0.3)
-    session = desk.state.log_in(desk.state.new_token("north"))
-    host, csrf = url.removeprefix("http://"), desk.state.visitor(session).csrf
+    session = intake.state.log_in(intake.state.new_token("north"))
+    host, csrf = url.removeprefix("http://"), intake.state.visitor(session).csrf
     request = (
         f"POST /upload HTTP/1.1\r\nHost: {host}\r\nCookie: {place.cookie}={session}\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 9999\r\n\r\n"
@@ -156,7 +156,7 @@ def test_whoever_falls_silent_is_not_waited_for(
         assert b" 408 " in connection.recv(1 << 16)
         while connection.recv(1 << 16):
             pass
-    assert names(desk.inbox) == set()
+    assert names(intake.inbox.folder) == set()
 
 
 def test_few_uploads_of_a_site_at_a_time(
@@ -182,23 +182,23 @@ def test_a_form_that_is_too_long(stranger: Stranger) -> None:
 
 
 def test_a_site_sees_others_only_as_far_as_needed(
-    visitor: Visit, files: dict[str, Path], desk: Desk, tmp_path: Path
+    visitor: Visit, files: dict[str, Path], intake: Intake, tmp_path: Path
 ) -> None:
     visitor("south").upload(files["south"])
     visitor("south").upload(half(files["south"], tmp_path))
-    half(files["west"], desk.inbox)
+    half(files["west"], intake.inbox.folder)
     north, coordinator = visitor("north"), visitor(None)
     text = north.get("/").text
     assert text.count("<th>south</th>") == 1
-    for part in ("truncated", "west.oneround", "refused", "Receipts", "oneround distill"):
+    for part in ("truncated", "west.oneround", "refused", "Receipts", "oneround aggregate"):
         assert part not in text
-        if part != "oneround distill":  # not enough yet
+        if part != "oneround aggregate":  # not enough yet
             assert part in coordinator.get("/").text
     assert north.get("/receipts/1").status_code == 404
     assert coordinator.get("/receipts/1").status_code == 200
     visitor("north").upload(files["north"])
-    assert "oneround distill" in coordinator.get("/").text
-    assert "oneround distill" not in north.get("/").text
+    assert "oneround aggregate" in coordinator.get("/").text
+    assert "oneround aggregate" not in north.get("/").text
 
 
 def test_who_is_not_in_the_finished_model(
@@ -302,16 +302,20 @@ def test_other_hosts_are_refused(stranger: Stranger, host: str) -> None:
     ],
 )
 def test_forms_of_other_pages_are_refused(
-    stranger: Stranger, desk: Desk, headers: dict[str, str], status: int
+    stranger: Stranger, intake: Intake, headers: dict[str, str], status: int
 ) -> None:
-    data = {"token": desk.state.new_token("north")}
+    data = {"token": intake.state.new_token("north")}
     answer = stranger().post("/login", data=data, headers=headers, follow_redirects=False)
     assert answer.status_code == status
 
 
-def test_names_from_strangers_are_text(visitor: Visit, files: dict[str, Path], desk: Desk) -> None:
-    shutil.copy(files["north"], desk.inbox / "a(b) & <b>.oneround")  # not a name of a submission
-    shutil.copy(Path(__file__), desk.inbox / "日本 (1).oneround")
+def test_names_from_strangers_are_text(
+    visitor: Visit, files: dict[str, Path], intake: Intake
+) -> None:
+    shutil.copy(
+        files["north"], intake.inbox.folder / "a(b) & <b>.oneround"
+    )  # not a name of a submission
+    shutil.copy(Path(__file__), intake.inbox.folder / "日本 (1).oneround")
     text = visitor(None).get("/").text
     assert "日本 (1).oneround" in text
     assert "<b>" not in text

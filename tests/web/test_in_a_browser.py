@@ -68,7 +68,7 @@ def log_in(eyes: Eyes, url: str, token: str) -> None:
 
 def upload(eyes: Eyes, file: Path, outcome: str) -> None:
     eyes.page.get_by_label("file of").set_input_files(file)
-    eyes.page.get_by_role("button", name="Hand in").click()
+    eyes.page.get_by_role("button", name="Submit").click()
     eyes.page.get_by_role("heading", name=outcome).wait_for()
 
 
@@ -92,8 +92,8 @@ def distill(files: list[Path], run: Path, go_on: threading.Event, seen: threadin
 def test_from_login_to_report(
     eyes: Eyes, url: str, place: Place, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    page, state = eyes.page, place.desk.state
-    shutil.copy(files["south"], place.desk.inbox)
+    page, state = eyes.page, place.intake.state
+    shutil.copy(files["south"], place.intake.inbox.folder)
 
     # North: a broken file, then the right one.
     log_in(eyes, url, state.new_token("north"))
@@ -115,13 +115,13 @@ def test_from_login_to_report(
     page.wait_for_url(f"{url}/login")
 
     # The coordinator: a broken file of west, then the run, without loading the page again.
-    half(files["west"], place.desk.inbox)
+    half(files["west"], place.intake.inbox.folder)
     page.goto(f"{url}/login?key={state.new_token(None, once=True)}")
     page.get_by_role("button", name="Log in").click()
-    assert page.get_by_text("There is enough to begin").is_visible()
+    assert page.get_by_text("There is enough to start").is_visible()
     eyes.look("coordinator")
     go_on, seen = threading.Event(), threading.Event()
-    inbox = place.desk.inbox
+    inbox = place.intake.inbox.folder
     arguments = ([inbox / "north.oneround", inbox / "south.oneround"], place.run, go_on, seen)
     thread = threading.Thread(target=distill, args=arguments)
     thread.start()
@@ -146,7 +146,7 @@ def test_without_scripts(url: str, place: Place, files: dict[str, Path]) -> None
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         eyes = Eyes(browser.new_context(java_script_enabled=False).new_page(), "plain")
         eyes.look = lambda what: None
-        log_in(eyes, url, place.desk.state.new_token("north"))
+        log_in(eyes, url, place.intake.state.new_token("north"))
         upload(eyes, files["north"], "Accepted")
         browser.close()
 
@@ -154,10 +154,10 @@ def test_without_scripts(url: str, place: Place, files: dict[str, Path]) -> None
 def test_a_file_that_is_too_large_is_not_even_sent(
     eyes: Eyes, url: str, place: Place, files: dict[str, Path]
 ) -> None:
-    place.desk.limit = 1000
-    log_in(eyes, url, place.desk.state.new_token("north"))
+    place.intake.inbox.limit = 1000
+    log_in(eyes, url, place.intake.state.new_token("north"))
     eyes.page.get_by_label("file of").set_input_files(files["north"])
-    eyes.page.get_by_role("button", name="Hand in").click()
+    eyes.page.get_by_role("button", name="Submit").click()
     assert "more than any submission" in eyes.page.inner_text("form [role=status]")
     eyes.look("too-large")
-    assert place.desk.state.receipts() == {}
+    assert place.intake.state.receipts() == {}

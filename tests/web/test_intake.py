@@ -8,26 +8,23 @@ from pathlib import Path
 import pytest
 
 from oneround import signing
+from oneround.coordinator import inbox as coordinator_inbox
+from oneround.coordinator.inbox import Inbox, submissions_in
 from oneround.errors import OneRoundError
 from oneround.study import SubmissionSpec
 from oneround.submission import seal_submission
-from oneround.web import intake
 from oneround.web.database import Receipt
-from oneround.web.intake import Arrived, Desk
+from oneround.web.intake import Intake
 from tests.web.conftest import STUDY, half, names
 
 
-def arrive(inbox: Path, file: Path, *, replace: bool = False) -> Arrived:
-    path = inbox / ".upload-0.part"
-    shutil.copyfile(file, path)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Arrived(path, path.stat().st_size, sha256, replace)
-
-
-def sent(desk: Desk, site: str, file: Path, *, replace: bool = False) -> Receipt:
-    number = desk.receive(site, arrive(desk.inbox, file, replace=replace))
-    (desk.inbox / ".upload-0.part").unlink(missing_ok=True)
-    return desk.state.receipts()[number]
+def sent(intake: Intake, site: str, file: Path, *, replace: bool = False) -> Receipt:
+    part = intake.inbox.folder / ".upload-0.part"
+    shutil.copyfile(file, part)
+    sha256 = hashlib.sha256(part.read_bytes()).hexdigest()
+    number = intake.receive(site, part, sha256, replace=replace)
+    part.unlink(missing_ok=True)
+    return intake.state.receipts()[number]
 
 
 def codes(receipt: Receipt) -> list[str]:
@@ -35,109 +32,109 @@ def codes(receipt: Receipt) -> list[str]:
 
 
 def test_a_right_file_is_kept_under_the_name_of_its_site(
-    desk: Desk, files: dict[str, Path]
+    intake: Intake, files: dict[str, Path]
 ) -> None:
-    receipt = sent(desk, "north", files["north"])
+    receipt = sent(intake, "north", files["north"])
     assert receipt.accepted
-    kept = desk.inbox / "north.oneround"
+    kept = intake.inbox.folder / "north.oneround"
     assert kept.read_bytes() == files["north"].read_bytes()
     assert receipt.sha256 == hashlib.sha256(kept.read_bytes()).hexdigest()
-    assert names(desk.inbox) == {"north.oneround"}
-    assert desk.status().accepted == 1
+    assert names(intake.inbox.folder) == {"north.oneround"}
+    assert intake.inbox.status().accepted == 1
 
 
 def test_bad_files_are_refused_with_their_codes(
-    desk: Desk, files: dict[str, Path], tmp_path: Path
+    intake: Intake, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    assert codes(sent(desk, "north", half(files["north"], tmp_path))) == ["truncated"]
-    assert codes(sent(desk, "north", Path(__file__))) == ["not-a-submission"]
-    assert codes(sent(desk, "south", files["north"])) == ["other-site"]
-    assert names(desk.inbox) == set()
-    desk.study = STUDY.model_copy(update={"seed": 1})
-    assert codes(sent(desk, "north", files["north"])) == ["other-study"]
+    assert codes(sent(intake, "north", half(files["north"], tmp_path))) == ["truncated"]
+    assert codes(sent(intake, "north", Path(__file__))) == ["not-a-submission"]
+    assert codes(sent(intake, "south", files["north"])) == ["other-site"]
+    assert names(intake.inbox.folder) == set()
+    intake.inbox.study = STUDY.model_copy(update={"seed": 1})
+    assert codes(sent(intake, "north", files["north"])) == ["other-study"]
 
 
-def test_replaced_only_when_asked(desk: Desk, files: dict[str, Path]) -> None:
-    assert sent(desk, "north", files["north"]).accepted
-    assert codes(sent(desk, "north", files["again"])) == ["already-here"]
-    assert (desk.inbox / "north.oneround").read_bytes() == files["north"].read_bytes()
-    assert sent(desk, "north", files["again"], replace=True).accepted
-    assert (desk.inbox / "north.oneround").read_bytes() == files["again"].read_bytes()
-    assert desk.status().accepted == 1
+def test_replaced_only_when_asked(intake: Intake, files: dict[str, Path]) -> None:
+    assert sent(intake, "north", files["north"]).accepted
+    assert codes(sent(intake, "north", files["again"])) == ["already-here"]
+    assert (intake.inbox.folder / "north.oneround").read_bytes() == files["north"].read_bytes()
+    assert sent(intake, "north", files["again"], replace=True).accepted
+    assert (intake.inbox.folder / "north.oneround").read_bytes() == files["again"].read_bytes()
+    assert intake.inbox.status().accepted == 1
 
 
-def test_a_broken_file_is_no_obstacle(desk: Desk, files: dict[str, Path]) -> None:
-    half(files["north"], desk.inbox)
-    assert sent(desk, "north", files["north"]).accepted
+def test_a_broken_file_is_no_obstacle(intake: Intake, files: dict[str, Path]) -> None:
+    half(files["north"], intake.inbox.folder)
+    assert sent(intake, "north", files["north"]).accepted
 
 
 @pytest.mark.parametrize("name", ["north-2.oneround", "south.oneround"])
 def test_files_that_came_another_way_are_left_alone(
-    desk: Desk, files: dict[str, Path], name: str
+    intake: Intake, files: dict[str, Path], name: str
 ) -> None:
     """Of the site under another name, or of another site under this name."""
-    shutil.copy(files["north"], desk.inbox / name)
+    shutil.copy(files["north"], intake.inbox.folder / name)
     site = "north" if name.startswith("north") else "south"
-    assert codes(sent(desk, site, files[site], replace=True)) == ["name-taken"]
-    assert names(desk.inbox) == {name}
+    assert codes(sent(intake, site, files[site], replace=True)) == ["name-taken"]
+    assert names(intake.inbox.folder) == {name}
 
 
 def test_late_files_are_accepted_and_marked(inbox: Path, files: dict[str, Path]) -> None:
     past = SubmissionSpec.model_validate({"deadline": "2020-01-01"})
-    desk = Desk(STUDY.model_copy(update={"submission": past}), inbox)
-    receipt = sent(desk, "north", files["north"])
+    intake = Intake(Inbox(inbox, STUDY.model_copy(update={"submission": past})))
+    receipt = sent(intake, "north", files["north"])
     assert (receipt.accepted, receipt.late) == (True, True)
 
 
 def test_what_has_not_changed_is_not_checked_again(
-    desk: Desk, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    intake: Intake, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = []
-    examine = intake.examine
+    examine = coordinator_inbox.examine
 
     def counting(path: Path, *arguments: object) -> object:
         checked.append(path.name)
         return examine(path, *arguments)
 
-    monkeypatch.setattr(intake, "examine", counting)
-    sent(desk, "north", files["north"])
-    shutil.copy(files["south"], desk.inbox)
+    monkeypatch.setattr(coordinator_inbox, "examine", counting)
+    sent(intake, "north", files["north"])
+    shutil.copy(files["south"], intake.inbox.folder)
     for _ in range(3):
-        assert desk.status().accepted == 2
+        assert intake.inbox.status().accepted == 2
     assert checked == [".upload-0.part", "south.oneround"]
-    shutil.copy(files["north"], desk.inbox / "south.oneround")
-    os.utime(desk.inbox / "south.oneround", (1, 1))
-    assert [problem.code for problem in desk.status().together] == ["site-twice"]
-    (desk.inbox / "south.oneround").unlink()
-    assert desk.status().missing == ["south", "west"]
+    shutil.copy(files["north"], intake.inbox.folder / "south.oneround")
+    os.utime(intake.inbox.folder / "south.oneround", (1, 1))
+    assert [problem.code for problem in intake.inbox.status().together] == ["site-twice"]
+    (intake.inbox.folder / "south.oneround").unlink()
+    assert intake.inbox.status().missing == ["south", "west"]
 
 
 def test_the_next_start_sets_right_what_was_left_undone(
     inbox: Path, files: dict[str, Path]
 ) -> None:
     """Part files of dead uploads go; a file without a receipt gets one; one with it, none."""
-    first = Desk(STUDY, inbox)
+    first = Intake(Inbox(inbox, STUDY))
     sent(first, "north", files["north"])
     first.close()
     shutil.copy(files["south"], inbox)
     (inbox / ".upload-00.part").write_bytes(b"half")
-    second = Desk(STUDY, inbox)
+    second = Intake(Inbox(inbox, STUDY))
     receipts = second.state.receipts()
     assert [(r.site, r.accepted) for r in receipts.values()] == [("south", True), ("north", True)]
     assert names(inbox) == {"north.oneround", "south.oneround"}
     second.close()
-    assert len(Desk(STUDY, inbox).state.receipts()) == 2
+    assert len(Intake(Inbox(inbox, STUDY)).state.receipts()) == 2
 
 
-def test_one_desk_at_a_time(desk: Desk) -> None:
+def test_one_process_at_a_time(intake: Intake) -> None:
     with pytest.raises(OneRoundError, match="another process takes files"):
-        Desk(STUDY, desk.inbox)
+        Intake(Inbox(intake.inbox.folder, STUDY))
 
 
-def test_the_folder_is_that_of_the_other_commands(desk: Desk, files: dict[str, Path]) -> None:
-    sent(desk, "north", files["north"])
-    (desk.inbox / ".upload-1.part").write_bytes(b"half")
-    assert [path.name for path in intake.submissions_in(desk.inbox)] == ["north.oneround"]
+def test_the_folder_is_that_of_the_other_commands(intake: Intake, files: dict[str, Path]) -> None:
+    sent(intake, "north", files["north"])
+    (intake.inbox.folder / ".upload-1.part").write_bytes(b"half")
+    assert [path.name for path in submissions_in(intake.inbox.folder)] == ["north.oneround"]
 
 
 def test_encrypted_files(inbox: Path, files: dict[str, Path], tmp_path: Path) -> None:
@@ -146,15 +143,15 @@ def test_encrypted_files(inbox: Path, files: dict[str, Path], tmp_path: Path) ->
     submission = SubmissionSpec(encrypt_to=signing.read_recipient(pair.public))
     study = STUDY.model_copy(update={"submission": submission})
     with pytest.raises(OneRoundError, match="nobody here can check"):
-        Desk(study, inbox)
+        Inbox(inbox, study)
     plain = shutil.copy(files["north"], tmp_path)
     sealed = seal_submission(plain, study)
-    desk = Desk(study, inbox, signing.Identity(pair.private))
-    assert sent(desk, "north", plain).accepted
-    assert sent(desk, "north", sealed, replace=True).accepted
+    intake = Intake(Inbox(inbox, study, signing.Identity(pair.private)))
+    assert sent(intake, "north", plain).accepted
+    assert sent(intake, "north", sealed, replace=True).accepted
     assert names(inbox) == {"north.oneround.age"}
     broken = tmp_path / "broken.age"
     broken.write_bytes(sealed.read_bytes()[:-1])
-    receipt = sent(desk, "north", broken, replace=True)
+    receipt = sent(intake, "north", broken, replace=True)
     assert codes(receipt) == ["other-recipient"]
     assert str(tmp_path) not in receipt.problems[0].what, "no path of the server"

@@ -31,7 +31,7 @@ def test_a_distillation_from_beginning_to_end(
     options = get().resolve("quick", tiny.HEADFIT)
     aggregate.distill(tiny.STUDY, submissions, out=run, options=options, progress=look)
     assert {state.phase for state in seen} == {"running"}
-    assert seen[0].step is None, "noted after it is told"
+    assert seen[0].step is None, "noted after it is reported"
     assert seen[-1].step.stage
     assert 0 <= seen[-1].step.done <= seen[-1].step.total
     done = run_state(run)
@@ -55,7 +55,7 @@ def test_a_run_that_stops(tmp_path: Path, error: BaseException, reason: str) -> 
 
 
 def test_a_run_that_is_killed(tmp_path: Path) -> None:
-    """Its log says nothing of an end, or tells of the one before."""
+    """Its log says nothing of an end, or is about the run before."""
     with pytest.raises(ZeroDivisionError), Run(tmp_path, {}):
         raise ZeroDivisionError
     if not os.fork():

@@ -20,10 +20,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from oneround.coordinator.inbox import status_of, submissions_in
+from oneround.coordinator.inbox import Inbox, status_of, submissions_in
 from oneround.errors import OneRoundError
 from oneround.web.database import State
-from oneround.web.intake import Arrived, Desk
+from oneround.web.intake import Intake
 from oneround.web.server import is_loopback, serve
 from tests import servers
 from tests.web.conftest import STUDY, names
@@ -119,7 +119,7 @@ def test_the_printed_link(server: Server) -> None:
 
 
 def test_reading_stops_at_the_limit(server: Server) -> None:
-    """A body without end, whose length nobody has told."""
+    """A body without end, whose length nobody has declared."""
     client, csrf = server.client("north")
     chunk = b"%x\r\n%b\r\n"
     with connected(server) as connection:
@@ -166,7 +166,7 @@ def test_headers_without_end(server: Server, size: int) -> None:
 
 
 def test_many_uploads_at_once(server: Server, files: dict[str, Path]) -> None:
-    """All sites, and one of them often: one file of each is left, whole, and all are told."""
+    """All sites, and one of them often: one file of each is left, whole, and all are answered."""
     visitors = [server.client(site) for site in ("north", "north", "north", "south", "west")]
     sites = ["north", "again", "north", "south", "west"]
 
@@ -176,8 +176,8 @@ def test_many_uploads_at_once(server: Server, files: dict[str, Path]) -> None:
         return client.post("/upload", data=data, files={"file": file.open("rb")}).text
 
     with ThreadPoolExecutor() as pool:
-        told = list(pool.map(send, range(5)))
-    refused = [text for text in told if "safely stored" not in text]
+        answers = list(pool.map(send, range(5)))
+    refused = [text for text in answers if "safely stored" not in text]
     assert all("Other uploads" in text for text in refused)
     assert len(refused) <= 1
     assert names(server.inbox) == {f"{site}.oneround" for site in STUDY.sites}
@@ -207,31 +207,31 @@ def test_killed_during_an_upload(tmp_path: Path, files: dict[str, Path], share: 
     with serving(tmp_path) as server:
         client, csrf = server.client("north")
         form = {"csrf": csrf}
-        told = client.post("/upload", data=form, files={"file": files["north"].open("rb")}).text
-        assert "safely stored" in told
+        page = client.post("/upload", data=form, files={"file": files["north"].open("rb")}).text
+        assert "safely stored" in page
         other, csrf = server.client("south")
         upload_slowly(server, other, csrf, files["south"], share)
-    desk = Desk(STUDY, tmp_path / "inbox")  # of the next start
-    found = names(desk.inbox)
+    intake = Intake(Inbox(tmp_path / "inbox", STUDY))  # of the next start
+    found = names(intake.inbox.folder)
     assert "north.oneround" in found
     assert found <= {"north.oneround", "south.oneround"}
-    assert files["north"].read_bytes() == (desk.inbox / "north.oneround").read_bytes()
-    assert {receipt.file for receipt in desk.state.receipts().values()} == found
-    assert all(file.accepted for file in desk.status().files)
+    assert files["north"].read_bytes() == (intake.inbox.folder / "north.oneround").read_bytes()
+    assert {receipt.file for receipt in intake.state.receipts().values()} == found
+    assert all(file.accepted for file in intake.inbox.status().files)
 
 
 def kill(*arguments: object, **more: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hand_in_and_be_killed(inbox: Path, file: Path, at: str) -> None:
+def submit_and_be_killed(inbox: Path, file: Path, at: str) -> None:
     """In a child process."""
-    desk = Desk(STUDY, inbox)
+    intake = Intake(Inbox(inbox, STUDY))
     part = inbox / ".upload-0.part"
     part.write_bytes(file.read_bytes())
-    owner = {"replace": os, "fsync": os, "add": desk.state}[at]
+    owner = {"replace": os, "fsync": os, "add": intake.state}[at]
     setattr(owner, at, kill)
-    desk.receive("north", Arrived(part, part.stat().st_size, "0" * 64, True))
+    intake.receive("north", part, "0" * 64, replace=True)
 
 
 @pytest.mark.parametrize("at", ["replace", "fsync", "add"])
@@ -241,14 +241,14 @@ def test_killed_between_two_steps(inbox: Path, files: dict[str, Path], at: str) 
     child = os.fork()
     if not child:
         with suppress(BaseException):
-            hand_in_and_be_killed(inbox, files["again"], at)
+            submit_and_be_killed(inbox, files["again"], at)
         os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    desk = Desk(STUDY, inbox)  # of the next start
+    intake = Intake(Inbox(inbox, STUDY))  # of the next start
     assert names(inbox) == {"north.oneround"}
     which, receipts = ("north", 1) if at == "replace" else ("again", 2)
     assert (inbox / "north.oneround").read_bytes() == files[which].read_bytes()
-    assert len(desk.state.receipts()) == receipts
+    assert len(intake.state.receipts()) == receipts
 
 
 def test_tls(tmp_path: Path) -> None:
@@ -265,11 +265,11 @@ def test_addresses() -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "")))
 
 
-def test_errors_before_it_serves(desk: object, place: object) -> None:
+def test_errors_before_it_serves(intake: object, place: object) -> None:
     def ready(url: str, link: str) -> None:
         raise AssertionError
 
-    with pytest.raises(OneRoundError, match="what this server is called"):
+    with pytest.raises(OneRoundError, match="has no name"):
         serve(place, host="0.0.0.0", port=0, ready=ready)
     with pytest.raises(OneRoundError, match="cannot listen"):
         serve(place, host="192.0.2.1", port=0, ready=ready)

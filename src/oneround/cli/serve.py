@@ -16,10 +16,11 @@ from oneround.cli.console import (
     print_json,
     say,
 )
+from oneround.coordinator.inbox import Inbox
 from oneround.errors import OneRoundError
 from oneround.study import Study
 from oneround.submission import LIMIT_BYTES
-from oneround.web.intake import Desk
+from oneround.web.intake import Intake
 
 
 def serve(
@@ -66,8 +67,8 @@ def serve(
         raise OneRoundError(
             f"the page needs the package {error.name!r}.", remedy="pip install 'oneround[serve]'."
         ) from error
-    desk = Desk(Study.read(study_file), inbox, identity_of(identity_file), limit)
-    place = app.Place(desk, run, study_file, share_report=share_report)
+    files = Inbox(inbox, Study.read(study_file), identity_of(identity_file), limit)
+    place = app.Place(Intake(files), run, study_file, share_report=share_report)
 
     def ready(url: str, link: str) -> None:
         if as_json:

@@ -3,98 +3,75 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from oneround.coordinator import aggregate
 from oneround.coordinator.evaluations import keep_evaluations, read_evaluation
-from oneround.coordinator.inbox import Status, examine, expected_sites, status_of, submissions_in
+from oneround.coordinator.inbox import Inbox, Received
 from oneround.coordinator.results import Results
 from oneround.errors import OneRoundError
 from oneround.federation.site import METRICS
-from oneround.files import write_atomic
 from oneround.methods import Method
 from oneround.model_file import CONFIG, WEIGHTS
 from oneround.report import write_model_card, write_report
 from oneround.schema import Strict
-from oneround.signing import Identity, is_encrypted, signature_path
+from oneround.signing import Identity, signature_path
 from oneround.site.evaluation import SiteEvaluation
 from oneround.study import Study
-from oneround.submission import LIMIT_BYTES, encrypted_path, read_submission, read_submissions
+from oneround.submission import read_submissions
 
 log = logging.getLogger("oneround.federation")
 
 
-class Inbox:
-    """The folder of submissions: what comes in is checked before it gets its name.
+def open_inbox(
+    folder: str | os.PathLike[str], study: Study, identity: str | os.PathLike[str] | None = None
+) -> Inbox:
+    """The folder of submissions, made if it is not there.
 
     Args:
-        folder: may hold files that came by another carrier; made if it is not there.
-        study: the agreement.
-        identity: opens encrypted files.
-
-    Attributes:
-        sites: of which a file is accepted.
+        folder: Folder, which may hold files that came by another carrier.
+        study: The agreement between the sites.
+        identity: The coordinator's ``.identity`` file; its passphrase is in
+            ``ONEROUND_PASSPHRASE``.
     """
+    secret = os.environ.get("ONEROUND_PASSPHRASE")
+    inbox = Inbox(Path(folder), study, Identity(identity, secret) if identity else None)
+    inbox.folder.mkdir(parents=True, exist_ok=True)
+    return inbox
 
-    def __init__(self, folder: Path, study: Study, identity: Identity | None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.study, self.identity = folder, study, identity
-        self.sites = {file.site for file in self._status().files if file.accepted}
 
-    def _status(self) -> Status:
-        paths = submissions_in(self.folder)
-        return status_of(self.study, paths, identity=self.identity)
+def take_submission(inbox: Inbox, files: Mapping[str, bytes]) -> Received:
+    """Put the file that a node sent into the inbox.
 
-    def complete(self) -> bool:
-        """Whether all sites that the study knows have handed in."""
-        expected = expected_sites(self.study)
-        return bool(expected) and self.sites.issuperset(expected)
+    Args:
+        inbox: Folder of submissions.
+        files: Files in the answer of the node, by name; the name is not used.
 
-    def take(self, content: bytes) -> str:
-        """Keep what a node sent, and return its site.
-
-        Raises:
-            OneRoundError: it is no submission to this study, or the site has handed in before.
-        """
-        if len(content) > LIMIT_BYTES:
-            raise OneRoundError(f"the file is larger than {LIMIT_BYTES} bytes.")
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".") as folder:
-            part = Path(folder, "from-a-node.oneround")
-            part.write_bytes(content)
-            site = read_submission(part, self.study, identity=self.identity).manifest.site
-        if site in self.sites:
-            raise OneRoundError(f"{site} has handed in before; that file stays.")
-        plain = self.folder / f"{site}.oneround"
-        file = encrypted_path(plain) if is_encrypted(content[:64]) else plain
-        there = [path for path in (plain, encrypted_path(plain)) if path.exists()]
-        if there and any(self._accepted(path) for path in there):
-            raise OneRoundError(f"a file of another site is called {plain.name}.")
-        write_atomic(file, content)
-        for refused in set(there) - {file}:
-            refused.unlink()  # or it would be looked at in place of this one
-        self.sites.add(site)
-        return site
-
-    def _accepted(self, path: Path) -> bool:
-        return examine(path, self.study, self.identity)[0].accepted
-
-    def enough(self, notes: list[str]) -> list[Path]:
-        """The accepted files.
-
-        Raises:
-            OneRoundError: there are fewer than k, or they do not go together.
-        """
-        found = self._status()
-        if not found.enough:
-            counts = f"{found.accepted} submission(s) of the {found.at_least} that are needed."
-            raise OneRoundError(
-                " ".join([counts, *notes, *map(str, found.together)]),
-                file=self.folder,
-                remedy="See to these sites, then start the same run again: it goes on from here.",
-            )
-        return [self.folder / file.file for file in found.files if file.accepted]
+    Raises:
+        OneRoundError: it is not one file, or is refused.
+    """
+    if len(files) != 1:
+        raise OneRoundError("sent no submission.")
+    (content,) = files.values()
+    if len(content) > inbox.limit:
+        raise OneRoundError(f"sent a file that is refused: it is larger than {inbox.limit} bytes.")
+    part = inbox.folder / f".node-{secrets.token_hex(8)}.part"
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        found = inbox.take(part)
+    finally:
+        part.unlink(missing_ok=True)
+    if found.fatal:
+        reasons = " ".join(f"{problem.what} [{problem.code}]." for problem in found.fatal)
+        raise OneRoundError(f"sent a file that is refused: {reasons}")
+    return found
 
 
 def distill(

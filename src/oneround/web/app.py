@@ -1,4 +1,4 @@
-"""The pages. A site sees who has handed in and its own files; the coordinator sees everything."""
+"""The pages. A site sees who has submitted, and its own files; the coordinator sees everything."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from oneround.errors import OneRoundError
 from oneround.report import html, units
 from oneround.web import middleware
 from oneround.web.database import SESSION_SECONDS, Visitor
-from oneround.web.intake import Arrived, Desk
+from oneround.web.intake import Intake
 from oneround.web.progress import DOWNLOADS, REPORT, RunState, run_state
 from oneround.web.upload import Upload
 
 FORM_BYTES = 4096
-"""Of a form without a file."""
+"""Most bytes of a form without a file."""
 
 SILENCE_SECONDS = 60
-"""After so long without a byte an upload is given up."""
+"""Seconds without a byte after which an upload is given up."""
 
 UPLOADS = 2
-"""Of a site at a time: one, and another after its line broke."""
+"""Most uploads of a site at a time: one, and another after its connection broke."""
 
 SHOWN = 50
-"""Receipts on the page."""
+"""Most receipts on the page."""
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -55,15 +55,17 @@ class Place:
     """What all pages are about.
 
     Attributes:
-        desk: the folder of submissions.
-        run: the RUN folder, which need not be there yet.
-        study_file: for the command that is shown to the coordinator.
-        cookie: name of the cookie; browsers share cookies among ports, so it has the port in it.
-        share_report: whether sites may read the report too.
-        delay: seconds before a failed attempt to log in is answered.
+        intake: The inbox, and what is kept beside it.
+        run: RUN folder, which need not be there yet.
+        study_file: Study file, for the command that is shown to the coordinator.
+        cookie: Name of the cookie. Browsers share cookies among ports, so the port is in it.
+        share_report: Whether sites may read the report too.
+        delay: Seconds before a failed attempt to log in is answered.
+        attempts: Failed attempts to log in, by address.
+        uploads: Uploads under way, by site.
     """
 
-    desk: Desk
+    intake: Intake
     run: pathlib.Path
     study_file: pathlib.Path
     cookie: str = "oneround"
@@ -77,14 +79,14 @@ def make_app(place: Place, hosts: list[str]) -> ASGIApp:
     """The application.
 
     Args:
-        place: what it is about.
-        hosts: names by which browsers may call it; any other is refused, as that of a page
-            elsewhere that points its own name at this machine.
+        place: What the pages are about.
+        hosts: Host names by which browsers may call the server; any other is refused, as that of a
+            page elsewhere that points its own name at this machine.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.place = place
     app.include_router(router)
-    app.add_exception_handler(AnyHTTPException, _told)
+    app.add_exception_handler(AnyHTTPException, _answered)
     app.add_exception_handler(RequestValidationError, _not_found)
     app.add_exception_handler(OneRoundError, _failed)
     return middleware.Guard(TrustedHostMiddleware(app, hosts, www_redirect=False))
@@ -99,7 +101,7 @@ Here = Annotated[Place, Depends(_place)]
 
 
 def _visitor(request: Request, here: Here) -> Visitor:
-    visitor = here.desk.state.visitor(request.cookies.get(here.cookie, ""))
+    visitor = here.intake.state.visitor(request.cookies.get(here.cookie, ""))
     if visitor is None:
         raise HTTPException(303, headers={"Location": "/login"})
     return visitor
@@ -120,7 +122,7 @@ async def log_in(request: Request, here: Here) -> Response:
     address = request.client.host if request.client else ""
     here.attempts.check(address)
     form = await _small_form(request)
-    session = await run_in_threadpool(here.desk.state.log_in, form.get("token", "").strip())
+    session = await run_in_threadpool(here.intake.state.log_in, form.get("token", "").strip())
     if session is None:
         here.attempts.failed(address)
         await asyncio.sleep(here.delay)
@@ -139,7 +141,7 @@ async def log_out(request: Request, here: Here, visitor: Member) -> Response:
     given = (await _small_form(request)).get("csrf", "")
     if not hmac.compare_digest(given.encode(), visitor.csrf.encode()):
         raise HTTPException(403, "The page is too old. Load it again.")
-    here.desk.state.log_out(request.cookies[here.cookie])
+    here.intake.state.log_out(request.cookies[here.cookie])
     answer = RedirectResponse("/login", 303)
     answer.delete_cookie(here.cookie, httponly=True, samesite="strict")
     return answer
@@ -147,12 +149,12 @@ async def log_out(request: Request, here: Here, visitor: Member) -> Response:
 
 @router.get("/")
 def main_page(here: Here, visitor: Member) -> HTMLResponse:
-    """The state of the study, and the form to hand in."""
-    own = here.desk.state.receipts(visitor.site, SHOWN)
+    """The state of the study, and the form to submit a file."""
+    own = here.intake.state.receipts(visitor.site, SHOWN)
     return _page(
         "main.html.j2",
         visitor=visitor,
-        limit=here.desk.limit,
+        limit=here.intake.inbox.limit,
         receipts=own,
         **_state(here, visitor),
     )
@@ -161,7 +163,7 @@ def main_page(here: Here, visitor: Member) -> HTMLResponse:
 @router.get("/state")
 def state(request: Request, here: Here) -> Response:
     """The part of the page that changes, for its script."""
-    visitor = here.desk.state.visitor(request.cookies.get(here.cookie, ""))
+    visitor = here.intake.state.visitor(request.cookies.get(here.cookie, ""))
     if visitor is None:
         return Response(status_code=401)
     return _page("state.html.j2", visitor=visitor, **_state(here, visitor))
@@ -171,25 +173,27 @@ def state(request: Request, here: Here) -> Response:
 async def upload(request: Request, here: Here, visitor: Member) -> Response:
     """A file of the site that is logged in."""
     if visitor.site is None:
-        raise HTTPException(403, "Files are sent by sites. Put yours into the folder.")
+        raise HTTPException(403, "Only sites send files here. Put yours into the folder.")
+    inbox = here.intake.inbox
     with (
         _one_of_few(here.uploads, visitor.site),
         Upload(
-            here.desk.inbox, here.desk.limit, visitor.csrf, request.headers.get("content-type", "")
+            inbox.folder, inbox.limit, visitor.csrf, request.headers.get("content-type", "")
         ) as file,
     ):
         async for chunk in _chunks(request):
             await run_in_threadpool(file.feed, chunk)
         await run_in_threadpool(file.finish)
-        arrived = Arrived(file.path, file.size, file.sha256, file.replace)
-        number = await run_in_threadpool(here.desk.receive, visitor.site, arrived)
+        number = await run_in_threadpool(
+            here.intake.receive, visitor.site, file.path, file.sha256, replace=file.replace
+        )
     return RedirectResponse(f"/receipts/{number}", 303)
 
 
 @router.get("/receipts/{number}")
 def receipt(number: Annotated[int, Path(lt=1 << 63)], here: Here, visitor: Member) -> HTMLResponse:
     """What was done with a file."""
-    found = here.desk.state.receipt(number)
+    found = here.intake.state.receipt(number)
     if found is None or visitor.site not in (None, found.site):
         raise HTTPException(404)
     return _page("receipt.html.j2", visitor=visitor, number=number, receipt=found)
@@ -231,11 +235,11 @@ def script() -> Response:
 
 
 def _state(here: Place, visitor: Visitor) -> dict[str, Any]:
-    found, run = here.desk.status(), run_state(here.run)
+    found, run = here.intake.inbox.status(), run_state(here.run)
     late = _not_in(found, run)
     return {
         "found": found,
-        "expected": expected_sites(here.desk.study),
+        "expected": expected_sites(here.intake.inbox.study),
         "run": run,
         "late": late,
         "downloads": DOWNLOADS,
@@ -256,16 +260,16 @@ def _command(here: Place, found: Status, run: RunState, late: list[str]) -> str:
     """What the coordinator may do next."""
     if not found.enough or not (late or run.phase in ("waiting", "stopped")):
         return ""
-    files = [str(here.desk.inbox / file.file) for file in found.files if file.accepted]
-    identity = here.desk.identity
+    inbox = here.intake.inbox
+    files = [str(inbox.folder / file.file) for file in found.files if file.accepted]
     return shlex.join(
-        ["oneround", "distill", str(here.study_file), *files]
+        ["oneround", "aggregate", str(here.study_file), *files]
         + (
             ["--extend", str(here.run), "--out", f"{here.run}-2"]
             if late
             else ["--out", str(here.run)]
         )
-        + (["--identity", str(identity.path)] if identity else [])
+        + (["--identity", str(inbox.identity.path)] if inbox.identity else [])
         + (["--resume"] if run.phase == "stopped" else [])
     )
 
@@ -288,7 +292,7 @@ async def _small_form(request: Request) -> dict[str, str]:
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes; whoever falls silent or goes away is not waited for."""
+    """The body as it comes; nobody who falls silent or goes away is waited for."""
     stream = aiter(request.stream())
     try:
         while True:
@@ -298,9 +302,9 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
     except StopAsyncIteration:
         return
     except TimeoutError as error:
-        raise HTTPException(408, "Nothing has come for a minute. Send it again.") from error
+        raise HTTPException(408, "Nothing has come for a minute. Send the file again.") from error
     except ClientDisconnect as error:
-        raise HTTPException(400, "The line broke. Send it again.") from error
+        raise HTTPException(400, "The connection broke. Send the file again.") from error
 
 
 @contextmanager
@@ -318,7 +322,7 @@ def _page(name: str, status: int = 200, **content: Any) -> HTMLResponse:
     return HTMLResponse(_PAGES.get_template(name).render(**content), status)
 
 
-def _told(request: Request, error: Exception) -> Response:
+def _answered(request: Request, error: Exception) -> Response:
     assert isinstance(error, AnyHTTPException)
     if error.status_code == 303:
         return Response(status_code=303, headers=error.headers)

@@ -24,9 +24,10 @@ from oneround.errors import OneRoundError, Problem
 from oneround.schema import now
 
 FILE = ".oneround.sqlite"
-"""Hidden, so no one takes it for a submission."""
+"""Name of the file; hidden, so that no one takes it for a submission."""
 
 SESSION_SECONDS = 12 * 3600
+"""Seconds after which a session ends."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS tokens (
@@ -49,7 +50,12 @@ _COLUMNS = "site, file, sha256, size, modified, time, accepted, late, problems"
 
 @dataclass(frozen=True)
 class Token:
-    """What is shown of a token: whose it is, and since when. ``site`` None: the coordinator's."""
+    """What is shown of a token.
+
+    Attributes:
+        site: Site that may log in with it; ``None``: the coordinator.
+        created: Time at which it was made, UTC, ISO 8601.
+    """
 
     site: str | None
     created: str
@@ -57,7 +63,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who is logged in: a site, or the coordinator (None); ``csrf`` goes into every form."""
+    """Who is logged in.
+
+    Attributes:
+        site: Site that is logged in; ``None``: the coordinator.
+        csrf: Secret of the session, which every form has to send.
+    """
 
     site: str | None
     csrf: str
@@ -68,15 +79,15 @@ class Receipt:
     """What was done with a file that came in.
 
     Attributes:
-        site: whose it is; ``None``: nobody's, as far as it can be read.
-        file: name in the folder; of a refused upload the name that it would have had.
-        sha256: of the file as it came.
-        size: in bytes.
-        modified: modification time of the file, in nanoseconds.
-        time: when the receipt was written, UTC, ISO 8601.
-        accepted: whether nothing found is fatal.
-        late: whether it came after the deadline.
-        problems: all that was found.
+        site: Site that the file is of; ``None``: the file does not say, as far as it can be read.
+        file: Name of the file in the folder; of a refused upload, the name it would have had.
+        sha256: SHA-256 of the file as it came.
+        size: Size of the file in bytes.
+        modified: Modification time of the file, in nanoseconds since 1970.
+        time: Time at which the receipt was written, UTC, ISO 8601.
+        accepted: Whether nothing found is fatal.
+        late: Whether the file came after the deadline.
+        problems: All problems found, warnings included.
     """
 
     site: str | None
@@ -94,8 +105,8 @@ class State:
     """The SQLite file of ``inbox``; made if it is not there. Any thread may use it.
 
     Args:
-        inbox: the folder of submissions.
-        clock: seconds since 1970, for the end of sessions.
+        inbox: Folder of submissions.
+        clock: Function for the time in seconds since 1970, which ends sessions.
 
     Raises:
         OneRoundError: there is no such folder, or the file cannot be used.
@@ -131,11 +142,12 @@ class State:
         self._database.close()
 
     def new_token(self, site: str | None, *, once: bool = False) -> str:
-        """A token of ``site``, or of the coordinator (None), that is told only now.
+        """A token that is shown only now.
 
         Args:
-            site: whose it is.
-            once: it can be used one time; an older one of this kind is revoked, with its sessions.
+            site: Site that may log in with it; ``None``: the coordinator.
+            once: Whether it can be used only once; an older one of this kind is revoked, with its
+                sessions.
         """
         token = secrets.token_urlsafe(32)
         if once:
@@ -147,7 +159,7 @@ class State:
         return token
 
     def tokens(self) -> list[Token]:
-        """All that can be used again and again, by site, the coordinator's first."""
+        """All tokens that can be used more than once, by site, the coordinator's first."""
         rows = self._do("SELECT site, created FROM tokens WHERE NOT once ORDER BY site, id")
         return [Token(*row) for row in rows]
 
@@ -160,7 +172,7 @@ class State:
         return len(self._do("DELETE FROM tokens WHERE site IS ? RETURNING id", (site,)))
 
     def log_in(self, token: str) -> str | None:
-        """The id of a new session; ``None``: there is no such token (any more)."""
+        """Secret of a new session; ``None``: there is no such token, or no longer."""
         given, now = _hash(token), self._clock()
         rows = self._do("SELECT id, hash FROM tokens WHERE NOT (once AND used)")
         same = [id_ for id_, known in rows if hmac.compare_digest(known, given)]
@@ -191,7 +203,7 @@ class State:
         self._do("DELETE FROM sessions WHERE hash = ?", (_hash(session),))
 
     def add(self, receipt: Receipt) -> int:
-        """Keep a receipt; on the disk when this returns. Its number."""
+        """Number of a receipt that is kept from now on; it is on the disk when this returns."""
         problems = json.dumps([asdict(problem) for problem in receipt.problems])
         rows = self._do(
             f"INSERT INTO receipts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
@@ -201,12 +213,12 @@ class State:
         return int(rows[0][0])
 
     def receipt(self, number: int) -> Receipt | None:
-        """The one of this number."""
+        """The receipt of this number; ``None``: there is none."""
         rows = self._do(f"SELECT {_COLUMNS} FROM receipts WHERE id = ?", (number,))
         return _receipt(*rows[0]) if rows else None
 
     def receipts(self, site: str | None = None, limit: int = -1) -> dict[int, Receipt]:
-        """The last ones of ``site``, or of all (None), by number, the last one first."""
+        """The last receipts of ``site``, or of all (None), by number, the last one first."""
         rows = self._do(
             f"SELECT id, {_COLUMNS} FROM receipts WHERE ?1 IS NULL OR site = ?1 "
             "ORDER BY id DESC LIMIT ?2",

@@ -16,13 +16,13 @@ PAGE = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-"""Of our pages: nothing from elsewhere, nothing inline."""
+"""Policy of the pages: nothing from elsewhere, nothing inline."""
 
 FILE = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; sandbox"
-"""Of files that are downloaded."""
+"""Policy of files that are downloaded."""
 
 REPORT = f"img-src data:; style-src 'unsafe-inline'; {FILE}"
-"""Of the report: its own style and pictures, no script, no origin."""
+"""Policy of the report: its own style and pictures, no script, no origin."""
 
 _HEADERS = {
     "Content-Security-Policy": PAGE,
@@ -38,7 +38,7 @@ _READING = ("GET", "HEAD")
 
 class Guard:
     """Headers on every answer; no form of another web page gets through; an early answer is the
-    end of the connection, so that nobody goes on sending."""
+    end of the connection, so that nobody keeps on sending."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -85,8 +85,8 @@ class Attempts:
     """Counts failed attempts to log in, by address.
 
     Args:
-        most: in a minute; after that an address has to wait.
-        clock: seconds.
+        most: Failed attempts in a minute after which an address has to wait.
+        clock: Function for the time in seconds.
     """
 
     def __init__(self, most: int = 10, clock: Callable[[], float] = time.monotonic) -> None:

@@ -19,7 +19,7 @@ DOWNLOADS = {
     "config.json": "what is needed to use them",
     "model-card.md": "what those who get the model must know",
 }
-"""What may be fetched from a finished RUN folder, beside the report; nothing else ever."""
+"""Files that may be downloaded from a finished RUN folder, beside the report; never any other."""
 
 REPORT = "report.html"
 
@@ -39,13 +39,13 @@ class RunState:
     """What is known of a run.
 
     Attributes:
-        phase: ``waiting``: nobody has started it; ``stopped``: the process is gone and there is
-            no result.
-        step: the one that was last told.
-        reason: why it stopped, as its log says; empty: the process was killed.
-        files: which of :data:`DOWNLOADS` are there, and their sizes.
-        report: whether there is one.
-        sites: those whose submissions are in the global model, and those that have withdrawn;
+        phase: Phase of the run. ``waiting``: nobody has started it; ``stopped``: the process is
+            gone and there is no result.
+        step: Step that was reported last.
+        reason: Why the run stopped, as its log says; empty: the process was killed.
+        files: Names of :data:`DOWNLOADS` that are there, and their sizes.
+        report: Whether there is a report.
+        sites: Sites whose submissions are in the global model, and those that have withdrawn;
             ``None``: it is not known.
     """
 
@@ -58,7 +58,7 @@ class RunState:
 
 
 def run_state(run: Path) -> RunState:
-    """Look at the RUN folder ``run``; nothing in it is changed."""
+    """State of the run in the RUN folder ``run``, where nothing is changed."""
     if is_working(run):
         return RunState("running", _step(run))
     if (run / "results.json").is_file():

@@ -1,4 +1,4 @@
-// The page works without this; with it, the state is always that of now.
+// The page works without this; with it, the state on it is always the current one.
 "use strict";
 
 const state = document.querySelector("[data-every]");
@@ -17,10 +17,10 @@ if (state) setInterval(refresh, 1000 * state.dataset.every);
 
 const form = document.querySelector("form[data-limit]");
 form?.addEventListener("submit", (event) => {
-  const [file] = form.elements.file.files, told = form.querySelector("[role=status]");
+  const [file] = form.elements.file.files, status = form.querySelector("[role=status]");
   const large = file.size > form.dataset.limit;
-  told.hidden = false;
-  told.textContent = large
+  status.hidden = false;
+  status.textContent = large
     ? `This file has ${file.size} bytes, more than any submission. Choose another one.`
     : "The file is on its way and will be checked. Keep this page open.";
   if (large) event.preventDefault();

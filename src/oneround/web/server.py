@@ -30,13 +30,13 @@ def serve(
     """Serve until interrupted.
 
     Args:
-        place: what it is about; its cookie gets the port into its name.
-        host: address to listen at.
-        port: 0: one that is free.
-        names: by which browsers call this server, if that is not ``host``.
-        certificate: PEM file for TLS.
-        key: of the certificate; ``None``: it is in the same file.
-        ready: told the address, and a link that logs the coordinator in, once.
+        place: What the pages are about; the name of its cookie gets the port.
+        host: Address to listen at.
+        port: Port to listen at; 0: one that is free.
+        names: Host names by which browsers call this server, if other than ``host``.
+        certificate: PEM file with the certificate for TLS.
+        key: PEM file with the key of the certificate; ``None``: it is in the same file.
+        ready: Function that gets the URL, and a link that logs the coordinator in, once.
 
     Raises:
         OneRoundError: nobody can listen there, the certificate cannot be used, or ``host`` is any
@@ -44,7 +44,7 @@ def serve(
     """
     if host in _ANY and not names:
         raise OneRoundError(
-            "every address is listened at, and nobody said what this server is called.",
+            "the server listens at every address and has no name.",
             remedy="Give the name in its URL with --name, such as --name blood.example.org.",
         )
     with _listening(host, port) as listening:
@@ -60,7 +60,7 @@ def serve(
         )  # fmt: skip
         _load(config, certificate)
         url = f"{'https' if certificate else 'http'}://{_in_url([*names, host][0])}:{port}"
-        ready(url, f"{url}/login?key={place.desk.state.new_token(None, once=True)}")
+        ready(url, f"{url}/login?key={place.intake.state.new_token(None, once=True)}")
         uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -1,4 +1,4 @@
-"""A form with one file, taken apart while it comes in. Nothing is believed but what was counted."""
+"""A form with one file, taken apart while it comes in. Nothing is trusted but what was counted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 
+from oneround.web.intake import PART
+
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
-
-PART = ".upload-{}.part"
-"""Hidden name of a file that is not whole or not checked yet."""
 
 _LIMITS = {"parts": 4, "headers": 4096, "field": 200, "around": 1 << 16}
 
@@ -34,15 +33,15 @@ class Upload:
     it was given a name of its own.
 
     Args:
-        folder: where the hidden file is.
-        limit: bytes of the file; as soon as there are more, that is the end.
-        csrf: what the field of this name must be.
-        content_type: of the request.
+        folder: Folder of the hidden file.
+        limit: Largest size of the file in bytes; as soon as there are more, that is the end.
+        csrf: Value that the field of this name must have.
+        content_type: Content type of the request.
 
     Attributes:
-        path: the hidden file.
-        size: bytes of the file so far.
-        replace: whether the box of this name was ticked.
+        path: The hidden file.
+        size: Size of the file so far, in bytes.
+        replace: Whether the box of this name was ticked.
 
     Raises:
         HTTPException: it is no such form. :meth:`feed` does when the limit is reached, and
@@ -78,11 +77,11 @@ class Upload:
 
     @property
     def sha256(self) -> str:
-        """Of the file so far."""
+        """SHA-256 of the file so far."""
         return self._hash.hexdigest()
 
     def feed(self, chunk: bytes) -> None:
-        """The next bytes of the request."""
+        """Take the next bytes of the request."""
         self._came += len(chunk)
         if self._came > self._limit + _LIMITS["around"]:
             self._too_large()
@@ -97,7 +96,7 @@ class Upload:
             self._remove()
 
     def finish(self) -> None:
-        """All has come: the file is on the disk when this returns."""
+        """End of the request: the file is whole and on the disk when this returns."""
         if self._refused:
             raise self._refused
         if not self._whole:

@@ -112,7 +112,7 @@ def strangers(folder: Path) -> dict[int, tuple[NodeFunction, str]]:
         ),
         23: (
             instead(west, TRAIN, reply({"north.oneround.age": stolen})),
-            "west (node 23) sent a file that is refused: north has handed in before",
+            "west (node 23) sent a file that is refused: an accepted file of 'north' is here",
         ),
     }
 

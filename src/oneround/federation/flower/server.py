@@ -10,7 +10,6 @@ stopped goes on when it is started again: who has handed in is not asked a secon
 from __future__ import annotations
 
 import logging
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,20 @@ from flwr.serverapp import Grid, ServerApp
 from pydantic import BeforeValidator, Field
 
 from oneround import methods
-from oneround.coordinator.inbox import expected_sites
+from oneround.coordinator.inbox import Inbox, expected_sites
 from oneround.errors import OneRoundError
 from oneround.federation import show_log
-from oneround.federation.coordinator import Inbox, distill, global_model, take_metrics, write_pages
+from oneround.federation.coordinator import (
+    distill,
+    global_model,
+    open_inbox,
+    take_metrics,
+    take_submission,
+    write_pages,
+)
 from oneround.federation.flower.messages import EVALUATE, HELLO, TRAIN, facts_of, files_of
 from oneround.federation.flower.polling import Conversation, Node
 from oneround.schema import Strict
-from oneround.signing import Identity
 from oneround.study import Study
 
 log = logging.getLogger("oneround.federation")
@@ -112,9 +117,7 @@ def federate(grid: Grid, settings: Settings) -> None:
         OneRoundError: fewer than k submissions are right, or no global model can be made of them.
     """
     study = Study.read(settings.study)
-    secret = os.environ.get("ONEROUND_PASSPHRASE")
-    identity = Identity(settings.identity, secret) if settings.identity else None
-    inbox = Inbox(settings.inbox, study, identity)
+    inbox = open_inbox(settings.inbox, study, settings.identity)
     notes = gather(grid, settings, inbox)
     distill(inbox, inbox.enough(notes), settings.out, **settings.distillation())
     notes += evaluate(grid, settings, study)
@@ -154,14 +157,11 @@ def gather(grid: Grid, settings: Settings, inbox: Inbox) -> list[str]:
 
 def _take_submission(node: Node, reply: Message, inbox: Inbox) -> None:
     try:
-        (content,) = files_of(reply).values()
-        site = inbox.take(content)
-    except ValueError:
-        node.end("sent no submission")
+        found = take_submission(inbox, files_of(reply))
     except OneRoundError as error:
-        node.end(f"sent a file that is refused: {error.reason}")
+        node.end(error.reason.rstrip("."))
     else:
-        node.end(f"has handed in: {site}, {len(content):,} bytes", well=True)
+        node.end(f"has submitted: {found.site}, {found.bytes:,} bytes", well=True)
 
 
 def evaluate(grid: Grid, settings: Settings, study: Study) -> list[str]:
