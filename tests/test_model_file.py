@@ -10,16 +10,23 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from oneround.errors import OneRoundError
-from oneround.model_file import load_model, save_model
+from oneround.model_file import Model, load_model
 from oneround.models.ensemble import RULES, Client, Ensemble
-from tests.tiny import CLASSES, DENSENET, IMAGE, RESNET, STUDY, clients, equal, network
+from tests.tiny import CLASSES, DENSENET, IMAGE, RESNET, STUDY, TASK, clients, equal, network
 
 X = torch.randn(3, *IMAGE.shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save_model(tmp_path, network(3), (RESNET,), STUDY, "kang2025")
+    Model(
+        network(3),
+        STUDY.task,
+        (RESNET,),
+        method="kang2025",
+        study=STUDY.name,
+        study_hash=STUDY.hash,
+    ).save(tmp_path)
     return tmp_path
 
 
@@ -36,7 +43,7 @@ def test_a_network_comes_back(saved: Path) -> None:
     assert not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
     assert (loaded.classes, loaded.image) == (CLASSES, IMAGE)
-    assert equal(load_model(saved).model, network(3)), "the RUN folder will do too"
+    assert equal(load_model(saved).network, network(3)), "the RUN folder will do too"
     config = json.loads((saved / "config.json").read_text())
     assert config["study_hash"] == STUDY.hash
     assert "Not a medical device" in config["intended_use"]
@@ -45,28 +52,49 @@ def test_a_network_comes_back(saved: Path) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_an_ensemble_comes_back(tmp_path: Path, rule: Any) -> None:
     members = [*clients(2), Client("other", network(5, DENSENET), DENSENET, 9, (1, 2, 3))]
-    ensemble = Ensemble(members, rule)
-    save_model(tmp_path, ensemble, (RESNET, RESNET, DENSENET), STUDY, "ensemble")
-    loaded = load_model(tmp_path).model
+    ensemble = Ensemble(members, TASK, rule)
+    Model(
+        ensemble,
+        STUDY.task,
+        (RESNET, RESNET, DENSENET),
+        method="ensemble",
+        study=STUDY.name,
+        study_hash=STUDY.hash,
+    ).save(tmp_path)
+    loaded = load_model(tmp_path).network
     assert isinstance(loaded, Ensemble)
     assert torch.equal(loaded(X), ensemble(X))
 
 
 def test_an_ensemble_without_votes_and_priors_comes_back(tmp_path: Path) -> None:
     """Version 0.1.0 wrote neither."""
-    ensemble = Ensemble(clients(2))
-    save_model(tmp_path, ensemble, (RESNET, RESNET), STUDY, "ensemble")
+    ensemble = Ensemble(clients(2), TASK)
+    Model(
+        ensemble,
+        STUDY.task,
+        (RESNET, RESNET),
+        method="ensemble",
+        study=STUDY.name,
+        study_hash=STUDY.hash,
+    ).save(tmp_path)
     weights = load_file(tmp_path / "global.safetensors")
     del weights["votes"], weights["log_priors"]
     content = save(weights)
     (tmp_path / "global.safetensors").write_bytes(content)
     edit(tmp_path, weights_sha256=hashlib.sha256(content).hexdigest())
-    assert torch.equal(load_model(tmp_path).model(X), ensemble(X))
+    assert torch.equal(load_model(tmp_path).network(X), ensemble(X))
 
 
 def test_saving_again_replaces(saved: Path) -> None:
-    save_model(saved, network(4), (RESNET,), STUDY, "kang2025")
-    assert equal(load_model(saved).model, network(4))
+    Model(
+        network(4),
+        STUDY.task,
+        (RESNET,),
+        method="kang2025",
+        study=STUDY.name,
+        study_hash=STUDY.hash,
+    ).save(saved)
+    assert equal(load_model(saved).network, network(4))
 
 
 def test_a_submission_is_a_model_too(submission_files: list[Path]) -> None:

@@ -87,7 +87,7 @@ def test_three_hospitals(folder: Path) -> None:
     assert {found.site for found in kept_evaluations(folder / "run")} == {*SITES}
 
 
-def test_a_wrong_key_and_rubbish_are_named_and_the_rest_goes_on(folder: Path) -> None:
+def test_a_wrong_key_and_rubbish_are_named_and_the_run_continues(folder: Path) -> None:
     hospitals, example = folder / "hospitals", folder / "example"
     shutil.copy(hospitals / "north" / "north.key", hospitals / "south" / "south.key")
     shutil.copytree(EXAMPLE, example)
@@ -99,7 +99,10 @@ def test_a_wrong_key_and_rubbish_are_named_and_the_rest_goes_on(folder: Path) ->
     said = simulate(folder, example)
     assert [path.name for path in (folder / "inbox").iterdir()] == ["north.oneround.age"]
     notes = " ".join(Results.read(folder / "run").notes)
-    for part in ("south: could not do it", "west: the file does not begin as a submission does"):
+    for part in (
+        "south: could not do it",
+        "west: sent a file that is refused: the file does not begin as",
+    ):
         assert part in notes
         assert part in said
     assert "the study has the key" in (hospitals / "south" / "oneround.log").read_text("utf-8")

@@ -77,7 +77,7 @@ def alone(arguments: list[str]) -> None:
 def outputs(run: Path) -> torch.Tensor:
     x = IMAGE.normalize(images(24, seed=9).pixels())
     with torch.no_grad():
-        found: torch.Tensor = load_model(run / "global.safetensors").model.eval()(x).softmax(1)
+        found: torch.Tensor = load_model(run / "global.safetensors").network.eval()(x).softmax(1)
     return found
 
 

@@ -17,6 +17,7 @@ from oneround import models
 from oneround.data import ImageSet, Splits
 from oneround.models.batch_norm import update_statistics
 from oneround.models.ensemble import Client
+from oneround.runs.callbacks import Callback, Progress
 from oneround.runs.stage import Stage
 from oneround.study import ArchitectureSpec, ImageSpec, Study, TrainingSpec
 
@@ -30,6 +31,7 @@ TRAINING = TrainingSpec(
     epochs=2, batch_size=8, learning_rate=0.05, augment=("flip",), validation_fraction=0.2
 )
 STUDY = Study(name="tiny", classes=CLASSES, image=IMAGE, architectures=(RESNET,), training=TRAINING)
+TASK = STUDY.task
 
 KANG2025 = [
     "inversion.images=6",
@@ -130,6 +132,13 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
+class Watching(Callback):
+    """A callback of one function."""
+
+    def __init__(self, tell: Progress) -> None:
+        self.on_progress = tell  # type: ignore[method-assign]
+
+
 class Interrupted(Exception):
     """Stands for a power cut in mid work."""
 
@@ -142,6 +151,6 @@ def interrupted(stage: Stage, step: int) -> Iterator[None]:
         if done == step:
             raise Interrupted
 
-    stage.progress = stop
+    stage.callbacks = (*stage.callbacks, Watching(stop))
     with pytest.raises(Interrupted):
         yield

@@ -2,67 +2,73 @@
 
 The whole way in a dozen lines:
 
->>> from oneround import Study, distill, evaluate, read_splits, read_submissions, train_client
+>>> from oneround import Study, aggregate, make_submission, read_splits, read_submissions
 >>> study = Study.read("study.toml")                                          # doctest: +SKIP
 >>> splits = read_splits("images/", image=study.image, classes=study.classes)  # doctest: +SKIP
->>> client = train_client(study, "north", splits.train, splits.val)           # doctest: +SKIP
->>> client.write("north.oneround", study)                                     # doctest: +SKIP
+>>> make_submission(study, "north", splits, "north.oneround")                 # doctest: +SKIP
 
 and, at the coordinator,
 
 >>> submissions = read_submissions(["north.oneround", "south.oneround"], study)  # doctest: +SKIP
->>> made = distill(study, submissions, out="run")                            # doctest: +SKIP
->>> evaluate(made.model, splits.test, study.image).accuracy                   # doctest: +SKIP
+>>> model = aggregate(study, submissions)                                     # doctest: +SKIP
+>>> model.evaluate(splits.test).accuracy                                      # doctest: +SKIP
 """
 
-from importlib.metadata import version
+from __future__ import annotations
 
-from oneround.coordinator.aggregate import distill
-from oneround.coordinator.results import Results
-from oneround.data import ImageSet, Splits, in_memory, read_splits
-from oneround.errors import OneRoundError, Problem
-from oneround.evaluation import Metrics, evaluate, predict
-from oneround.methods import GlobalModel
-from oneround.model_file import LoadedModel, load_model
-from oneround.models.ensemble import Client, Ensemble
-from oneround.models.registry import register
-from oneround.report import write_report
-from oneround.research.simulation import simulate
-from oneround.site.training import TrainedClient, train_client
-from oneround.study import ArchitectureSpec, ImageSpec, Study, TrainingSpec
-from oneround.submission import (
-    Submission,
-    check_submission,
-    read_submission,
-    read_submissions,
-    seal_submission,
-    write_submission,
-)
+import importlib
+from typing import TYPE_CHECKING
 
-__version__ = version("oneround")
+if TYPE_CHECKING:
+    from oneround.coordinator.aggregate import aggregate
+    from oneround.coordinator.aggregate import distill as distill
+    from oneround.coordinator.results import Results
+    from oneround.data import ImageSet, Splits, as_image_set, read_splits
+    from oneround.data.image_set import in_memory as in_memory
+    from oneround.errors import OneRoundError, Problem
+    from oneround.evaluation import Metrics, evaluate, predict
+    from oneround.model_file import Model, load_model
+    from oneround.models.ensemble import Client, Ensemble
+    from oneround.models.registry import register
+    from oneround.report import write_report
+    from oneround.research.simulation import simulate
+    from oneround.runs.callbacks import Callback
+    from oneround.site.make_submission import make_submission
+    from oneround.site.training import TrainedClient, train_client
+    from oneround.study import ArchitectureSpec, ImageSpec, Study, Task, TrainingSpec
+    from oneround.submission import (
+        Submission,
+        check_submission,
+        read_submission,
+        read_submissions,
+        seal_submission,
+        write_submission,
+    )
 
 __all__ = [
     "ArchitectureSpec",
+    "Callback",
     "Client",
     "Ensemble",
-    "GlobalModel",
     "ImageSet",
     "ImageSpec",
-    "LoadedModel",
     "Metrics",
+    "Model",
     "OneRoundError",
     "Problem",
     "Results",
     "Splits",
     "Study",
     "Submission",
+    "Task",
     "TrainedClient",
     "TrainingSpec",
+    "aggregate",
+    "as_image_set",
     "check_submission",
-    "distill",
     "evaluate",
-    "in_memory",
     "load_model",
+    "make_submission",
     "predict",
     "read_splits",
     "read_submission",
@@ -74,3 +80,51 @@ __all__ = [
     "write_report",
     "write_submission",
 ]
+
+_WHERE = {
+    "oneround.coordinator.aggregate": ("aggregate", "distill"),
+    "oneround.coordinator.results": ("Results",),
+    "oneround.data": ("ImageSet", "Splits", "as_image_set", "read_splits"),
+    "oneround.data.image_set": ("in_memory",),
+    "oneround.errors": ("OneRoundError", "Problem"),
+    "oneround.evaluation": ("Metrics", "evaluate", "predict"),
+    "oneround.model_file": ("Model", "load_model"),
+    "oneround.models.ensemble": ("Client", "Ensemble"),
+    "oneround.models.registry": ("register",),
+    "oneround.report": ("write_report",),
+    "oneround.research.simulation": ("simulate",),
+    "oneround.runs.callbacks": ("Callback",),
+    "oneround.site.make_submission": ("make_submission",),
+    "oneround.site.training": ("TrainedClient", "train_client"),
+    "oneround.study": ("ArchitectureSpec", "ImageSpec", "Study", "Task", "TrainingSpec"),
+    "oneround.submission": (
+        "Submission",
+        "check_submission",
+        "read_submission",
+        "read_submissions",
+        "seal_submission",
+        "write_submission",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+_PACKAGES = ("methods", "models")  # so that ``oneround.methods.get`` needs no import of its own
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported when it is first used: ``import oneround`` loads no torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("oneround")
+    if name in _MODULE_OF:
+        found = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    elif name in _PACKAGES:
+        found = importlib.import_module(f"oneround.{name}")
+    else:
+        raise AttributeError(f"module 'oneround' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_PACKAGES, "__version__"})

@@ -1,6 +1,6 @@
-"""A model as files: ``global.safetensors`` with ``config.json`` beside it.
+"""A model, and its files: ``global.safetensors`` with ``config.json`` beside it.
 
-:func:`load_model` also reads a submission and a RUN folder, so every command that takes a
+:meth:`Model.load` also reads a submission and a RUN folder, so every command that takes a
 model takes any of them.
 """
 
@@ -18,12 +18,16 @@ from safetensors.torch import load, save
 from torch import nn
 
 from oneround import models
+from oneround.data.image_set import Images, ImageSet, as_image_set
 from oneround.errors import OneRoundError
+from oneround.evaluation import Metrics, evaluate, predict
 from oneround.files import read_json, sha256, write_atomic, write_json
 from oneround.models.ensemble import Client, Ensemble, Rule
+from oneround.models.inference import to_fast_layout
+from oneround.runs.device import fabric_for
 from oneround.schema import Strict, validated
-from oneround.study import ArchitectureSpec, ImageSpec, Study
-from oneround.submission import read_submission
+from oneround.study import ArchitectureSpec, ImageSpec, Task
+from oneround.submission import Submission, read_submission
 
 WEIGHTS, CONFIG = "global.safetensors", "config.json"
 
@@ -57,82 +61,140 @@ class ModelConfig(Strict):
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model that is ready to use.
+class Model:
+    """A model that is ready to use: a global model, or the client model of a submission.
 
     Attributes:
-        model: from network input (B, C, H, W) to logits or log-probabilities (B, classes).
-        classes: class names in the order of the outputs.
-        image: size and normalization of the input.
+        network: From normalized images (B, C, H, W) to logits or log-probabilities (B, classes),
+            in eval mode; one network, or an :class:`~oneround.models.ensemble.Ensemble`.
+        task: Size and normalization of the images; class names in the order of the outputs.
+        architectures: Of the network, or of every network of an ensemble.
+        bytes_sent: Up and down in all, where this is not one submission of each site and the
+            global model back to it.
+        notes: What those who get the model should know, one sentence each.
+        method: How it was made; empty where that is not known.
+        study: Name of the study.
+        study_hash: :attr:`oneround.study.Study.hash` of it.
     """
 
-    model: nn.Module
-    classes: tuple[str, ...]
-    image: ImageSpec
+    network: nn.Module
+    task: Task
+    architectures: tuple[ArchitectureSpec, ...]
+    bytes_sent: int | None = None
+    notes: tuple[str, ...] = ()
+    method: str = ""
+    study: str = ""
+    study_hash: str = ""
+
+    def predict_proba(
+        self, images: torch.Tensor | Images, *, batch_size: int = 256, device: str = "auto"
+    ) -> torch.Tensor:
+        """Class probabilities, (N, classes) ``float32`` on the CPU, rows sum to one.
+
+        Args:
+            images: Pixels in [0, 1], (N, C, H, W), or a data set of N images.
+            batch_size: Images at once.
+            device: Where to compute; see :data:`oneround.runs.device.Device`.
+
+        Raises:
+            OneRoundError: there are no images, or they are of another shape than ``task.image``.
+        """
+        if isinstance(images, torch.Tensor):
+            labels = torch.zeros(len(images), dtype=torch.int64)
+            images = ImageSet(images.float(), labels, self.task.classes)
+        data = as_image_set(images, self.task.classes)
+        fabric = fabric_for(device)
+        return predict(self.network, data, self.task.image, batch_size=batch_size, fabric=fabric)
+
+    def evaluate(self, images: Images, *, device: str = "auto") -> Metrics:
+        """Metrics with 95 % confidence intervals on labeled images.
+
+        Raises:
+            OneRoundError: as for :meth:`predict_proba`.
+        """
+        data = as_image_set(images, self.task.classes)
+        return evaluate(self.network, data, self.task.image, fabric=fabric_for(device))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``global.safetensors`` and ``config.json`` into a folder; older ones are replaced.
+
+        Returns:
+            The path of the weights.
+
+        Raises:
+            OneRoundError: nothing can be written there.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        network = self.network
+        weights = save({k: v.contiguous() for k, v in network.state_dict().items()})
+        config = ModelConfig(
+            method=self.method,
+            study=self.study,
+            study_hash=self.study_hash,
+            classes=self.task.classes,
+            image=self.task.image,
+            architectures=self.architectures,
+            rule=network.rule if isinstance(network, Ensemble) else None,
+            weights_sha256=sha256(weights),
+        )
+        write_atomic(path / WEIGHTS, weights)
+        write_json(path / CONFIG, config.model_dump(mode="json"))
+        return path / WEIGHTS
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Load a submission (``.oneround``), a ``.safetensors`` file or a folder with one.
+
+        Raises:
+            OneRoundError: the file is missing, damaged, or does not fit its config.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise OneRoundError("there is no such file or folder.", file=path, remedy=_REMEDY)
+        if path.is_file() and path.suffix != ".safetensors":
+            return _client_model(read_submission(path))
+        path = path / WEIGHTS if path.is_dir() else path
+        config = model_config(path.parent)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise OneRoundError(
+                f"cannot read the weights: {error.strerror}.", file=path, remedy=_REMEDY
+            ) from error
+        if sha256(content) != config.weights_sha256:
+            raise OneRoundError(
+                "the weights are not those that config.json describes.",
+                file=path,
+                remedy="Copy both files again from the RUN folder.",
+            )
+        return cls(
+            _restore(config, content, path),
+            Task(config.image, config.classes),
+            config.architectures,
+            method=config.method,
+            study=config.study,
+            study_hash=config.study_hash,
+        )
 
 
-def save_model(
-    folder: Path,
-    model: nn.Module,
-    architectures: tuple[ArchitectureSpec, ...],
-    study: Study,
-    method: str,
-) -> ModelConfig:
-    """Write weights and config into ``folder``; what is there is replaced.
+_REMEDY = "Give a .safetensors file with its config.json, a submission or a RUN folder."
 
-    Args:
-        model: one network, or an :class:`~oneround.models.ensemble.Ensemble`.
-        architectures: of the network, or of every network of the ensemble.
-    """
-    weights = save({k: v.contiguous() for k, v in model.state_dict().items()})
-    config = ModelConfig(
-        method=method,
-        study=study.name,
-        study_hash=study.hash,
-        classes=study.classes,
-        image=study.image,
-        architectures=architectures,
-        rule=model.rule if isinstance(model, Ensemble) else None,
-        weights_sha256=sha256(weights),
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """:meth:`Model.load`."""
+    return Model.load(path)
+
+
+def _client_model(submission: Submission) -> Model:
+    manifest = submission.manifest
+    return Model(
+        submission.model,
+        Task(manifest.image, manifest.classes),
+        (manifest.architecture,),
+        study=manifest.study,
+        study_hash=manifest.study_hash,
     )
-    write_atomic(folder / WEIGHTS, weights)
-    write_json(folder / CONFIG, config.model_dump(mode="json"))
-    return config
-
-
-def load_model(path: str | os.PathLike[str]) -> LoadedModel:
-    """Load a submission (``.oneround``), a ``.safetensors`` file or a RUN folder.
-
-    Raises:
-        OneRoundError: the file is missing, damaged, or does not fit its config.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise OneRoundError(
-            "there is no such file or folder.",
-            file=path,
-            remedy="Give a .safetensors file with its config.json, a submission or a RUN folder.",
-        )
-    if path.is_file() and path.suffix != ".safetensors":
-        submission = read_submission(path)
-        return LoadedModel(submission.model, submission.manifest.classes, submission.manifest.image)
-    path = path / WEIGHTS if path.is_dir() else path
-    config = model_config(path.parent)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise OneRoundError(
-            f"cannot read the weights: {error.strerror}.",
-            file=path,
-            remedy="Give a .safetensors file with its config.json, a submission or a RUN folder.",
-        ) from error
-    if sha256(content) != config.weights_sha256:
-        raise OneRoundError(
-            "the weights are not those that config.json describes.",
-            file=path,
-            remedy="Copy both files again from the RUN folder.",
-        )
-    return LoadedModel(_restore(config, content, path), config.classes, config.image)
 
 
 def model_config(folder: Path) -> ModelConfig:
@@ -149,7 +211,8 @@ def _restore(config: ModelConfig, content: bytes, path: Path) -> nn.Module:
     model: nn.Module = networks[0]
     if config.rule is not None:
         pairs = zip(networks, config.architectures, strict=True)
-        model = Ensemble([Client("", network, a, 0) for network, a in pairs], "probabilities")
+        clients = [Client("", network, a, 0) for network, a in pairs]
+        model = Ensemble(clients, Task(config.image, config.classes), "probabilities")
         model.rule = config.rule
     try:
         weights = load(content)
@@ -165,4 +228,5 @@ def _restore(config: ModelConfig, content: bytes, path: Path) -> nn.Module:
             file=path,
             remedy="Copy both files again from the RUN folder.",
         ) from error
+    to_fast_layout(model)
     return model.eval().requires_grad_(False)

@@ -38,7 +38,7 @@ from fsspec.callbacks import Callback
 
 from oneround.errors import OneRoundError
 from oneround.files import sha256
-from oneround.runs.stage import Progress, silent
+from oneround.runs.callbacks import Progress, silent
 from oneround.submission import FILE_NAME, LIMIT_BYTES
 
 CHUNK = 1 << 20

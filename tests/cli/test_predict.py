@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oneround.data.images import read_image
-from oneround.model_file import load_model, save_model
+from oneround.model_file import Model, load_model
 from tests import tiny
 from tests.cli.conftest import Call, Workplace
 
@@ -51,7 +51,14 @@ def test_a_table_of_whole_folders(call: Call, workplace: Workplace, tmp_path: Pa
 def test_classes_named_as_the_columns_are(call: Call, workplace: Workplace, tmp_path: Path) -> None:
     classes = ("image", "predicted", 'p, or "q"')
     study = tiny.STUDY.model_copy(update={"classes": classes})
-    save_model(tmp_path, tiny.network(), (tiny.RESNET,), study, "fedavg")
+    Model(
+        tiny.network(),
+        study.task,
+        (tiny.RESNET,),
+        method="fedavg",
+        study=study.name,
+        study_hash=study.hash,
+    ).save(tmp_path)
     (file, *_) = pictures(workplace)
     outcome = call("predict", tmp_path, file, "--out", tmp_path / "predictions.csv", "--json")
     with (tmp_path / "predictions.csv").open(newline="") as table:

@@ -42,7 +42,7 @@ def test_changed_file_is_fetched_again(call: Call, workplace: Workplace, tmp_pat
     assert (inbox / "site.oneround").read_bytes() == workplace.submissions[1].read_bytes()
 
 
-def test_one_bad_file_does_not_keep_the_others(
+def test_one_bad_file_does_not_stop_the_others(
     call: Call, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share, inbox = tmp_path / "share", tmp_path / "inbox"
@@ -53,9 +53,9 @@ def test_one_bad_file_does_not_keep_the_others(
     monkeypatch.setattr(transfer, "LIMIT_BYTES", size)
     outcome = call("collect", share, "--out", inbox, "--json")
     assert outcome.code == 1
-    told = json.loads(outcome.out)
-    assert told["fetched"] == ["north.oneround"]
-    assert "larger than" in told["failed"]["a.oneround"]
+    found = json.loads(outcome.out)
+    assert found["fetched"] == ["north.oneround"]
+    assert "larger than" in found["failed"]["a.oneround"]
     outcome = call("status", workplace.study, share.as_uri())
     assert outcome.code == 0
     assert "a.oneround: the file is larger than" in outcome.err
@@ -82,7 +82,7 @@ def test_only_submissions_are_sent(call: Call, workplace: Workplace, tmp_path: P
     (tmp_path / "north.oneround.age").write_bytes(b"age-encryption.org/v1\n")
     outcome = call("submit", plain, share)
     assert outcome.code == 1
-    assert "the encrypted one lies beside it" in outcome.err
+    assert "the encrypted one is beside it" in outcome.err
     os.utime(tmp_path / "north.oneround.age", (0, 0))
     assert "is older" in call("submit", plain, share).err
     assert list(share.iterdir()) == []

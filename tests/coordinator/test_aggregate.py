@@ -14,13 +14,13 @@ from oneround import methods
 from oneround.coordinator.aggregate import distill, ensemble_of
 from oneround.coordinator.results import Results
 from oneround.errors import OneRoundError
-from oneround.methods import GlobalModel, Method
-from oneround.model_file import load_model
+from oneround.methods import Method
+from oneround.model_file import Model, load_model
 from oneround.report import write_model_card
 from oneround.schema import Strict
 from oneround.submission import Submission, read_submission
 from tests import tiny
-from tests.tiny import HEADFIT, KANG2025, STUDY, equal
+from tests.tiny import HEADFIT, KANG2025, STUDY, Watching, equal
 
 METHOD = methods.get("kang2025")
 OPTIONS = METHOD.resolve("quick", KANG2025)
@@ -48,7 +48,7 @@ def test_one_global_model_from_submissions_alone(
     tmp_path: Path, submissions: list[Submission]
 ) -> None:
     made = distill(STUDY, submissions, out=tmp_path, method=METHOD, options=OPTIONS, seed=3)
-    assert equal(load_model(tmp_path).model, made.model)
+    assert equal(load_model(tmp_path).network, made.network)
     results = Results.read(tmp_path)
     assert results.method == "kang2025"
     assert results.seeds == {"study": 0, "run": 3}
@@ -96,7 +96,7 @@ def test_interrupted_and_resumed_is_bit_equal(
 
     run("straight")
     with pytest.raises(tiny.Interrupted):
-        run("resumed", progress=stop)
+        run("resumed", callbacks=[Watching(stop)])
     with pytest.raises(OneRoundError, match="holds a run already"):
         run("resumed")
     run("resumed", resume=True)
@@ -159,8 +159,8 @@ def test_methods_without_a_student(
 ) -> None:
     made = distill(STUDY, submissions, out=tmp_path, method=method)
     x = torch.randn(2, *STUDY.image.shape)
-    assert equal(load_model(tmp_path).model, made.model)
-    assert torch.allclose(load_model(tmp_path).model(x), made.model(x), atol=1e-5)
+    assert equal(load_model(tmp_path).network, made.network)
+    assert torch.allclose(load_model(tmp_path).network(x), made.network(x), atol=1e-5)
 
 
 class Options(Strict):
@@ -168,13 +168,13 @@ class Options(Strict):
 
 
 def test_a_method_of_ones_own(tmp_path: Path, submissions: list[Submission]) -> None:
-    def first(ensemble: object, study: object, run: object, options: object) -> GlobalModel:
-        return GlobalModel(submissions[0].model, (submissions[0].manifest.architecture,))
+    def first(ensemble: object, study: object, run: object, options: object) -> Model:
+        return Model(submissions[0].model, (submissions[0].manifest.architecture,))
 
     module = ModuleType("first")
     vars(module).update(first=first, Options=Options, PRESETS={"quick": Options()})
     made = distill(STUDY, submissions, out=tmp_path, method=Method.of(module))
-    assert made.model is submissions[0].model
+    assert made.network is submissions[0].model
     assert Results.read(tmp_path).method == "first"
 
 
@@ -185,7 +185,7 @@ def test_sites_that_keep_their_counts(tmp_path: Path) -> None:
     submission = read_submission(tmp_path / "north.oneround", study)
     distill(study, [submission], out=tmp_path / "run", method="ensemble")
     assert Results.read(tmp_path / "run").class_counts is None
-    assert load_model(tmp_path / "run").model.rule == "probabilities"
+    assert load_model(tmp_path / "run").network.rule == "probabilities"
 
 
 def test_a_limit_of_flops_ends_the_method(tmp_path: Path, submissions: list[Submission]) -> None:

@@ -21,6 +21,7 @@ from oneround.model_file import load_model
 from oneround.site.training import train_client
 from oneround.submission import Submission, read_submission
 from tests import tiny
+from tests.tiny import Watching
 
 STUDY = tiny.STUDY
 OPTIONS = methods.get("kang2025").resolve(
@@ -89,7 +90,7 @@ def test_student_starts_as_the_earlier_model(
     from oneround.methods import kang2025
 
     first = distill("first", "north", "south")
-    expected = load_model(first).model.state_dict()
+    expected = load_model(first).network.state_dict()
     seen = []
 
     def watch(ensemble: object, adapted: object, samples: object, student: torch.nn.Module,
@@ -107,7 +108,7 @@ def test_progress_is_that_of_the_new_work(distill: Distill) -> None:
     def watch(stage: str, done: int, total: int, note: str) -> None:
         seen.append((stage, done, total))
 
-    distill("second", "north", "south", "west", extends=first, progress=watch)
+    distill("second", "north", "south", "west", extends=first, callbacks=[Watching(watch)])
     assert [entry for entry in seen if entry[0] == "synthesis"] == [
         ("synthesis", 1, 2),
         ("synthesis", 2, 2),
@@ -135,7 +136,7 @@ def test_interrupted_extension_is_bit_equal(distill: Distill) -> None:
                 raise tiny.Interrupted
 
         with pytest.raises(tiny.Interrupted):
-            distill(stage, "north", "south", "west", extends=first, progress=stop)
+            distill(stage, "north", "south", "west", extends=first, callbacks=[Watching(stop)])
         run = distill(stage, "north", "south", "west", extends=first, resume=True)
         assert shards(run) == shards(straight)
         assert (run / "global.safetensors").read_bytes() == (

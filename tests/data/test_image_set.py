@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from oneround.data import ImageSet, batches, in_memory
+from oneround.data import ImageSet, as_image_set, batches
 from oneround.errors import OneRoundError
 from tests.tiny import CLASSES, IMAGE, images, seeded
 
@@ -44,21 +44,21 @@ def test_what_is_no_image_set(pixels: torch.Tensor, labels: torch.Tensor) -> Non
         ImageSet(pixels, labels, CLASSES)
 
 
-def test_in_memory_takes_any_data_set() -> None:
+def test_as_image_set_takes_any_data_set() -> None:
     data = images(5)
-    taken = in_memory(TensorDataset(data.pixels(), data.labels), CLASSES)
+    taken = as_image_set(TensorDataset(data.pixels(), data.labels), CLASSES)
     assert torch.equal(taken.images, data.pixels())
     assert torch.equal(taken.labels, data.labels)
-    assert in_memory(data, CLASSES) is data
+    assert as_image_set(data, CLASSES) is data
 
 
-def test_in_memory_refuses_pixels_that_are_normalized_already() -> None:
+def test_as_image_set_refuses_pixels_that_are_normalized_already() -> None:
     data = images(5)
     with pytest.raises(OneRoundError, match="pixels range from -") as caught:
-        in_memory(TensorDataset(IMAGE.normalize(data.pixels()), data.labels), CLASSES)
+        as_image_set(TensorDataset(IMAGE.normalize(data.pixels()), data.labels), CLASSES)
     assert "[0, 1]" in caught.value.remedy
     with pytest.raises(OneRoundError, match="empty"):
-        in_memory(TensorDataset(torch.zeros(0, *IMAGE.shape), torch.zeros(0)), CLASSES)
+        as_image_set(TensorDataset(torch.zeros(0, *IMAGE.shape), torch.zeros(0)), CLASSES)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 4]), (10, [4, 4, 2]), (1, [1])])

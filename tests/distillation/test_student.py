@@ -16,12 +16,12 @@ from oneround.distillation.student import (
     new_student,
 )
 from oneround.errors import OneRoundError
-from oneround.model_file import save_model
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble, prior_corrected
 from oneround.runs.loop import Loop
 from oneround.runs.optimization import learning_rate
 from oneround.runs.stage import Stage
-from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, clients, equal, network, seeded
+from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, TASK, clients, equal, network, seeded
 
 
 def options(**changes: Any) -> StudentOptions:
@@ -51,10 +51,10 @@ def test_loss_is_zero_where_the_student_agrees() -> None:
 
 
 def test_new_student_from_scratch() -> None:
-    ensemble = Ensemble(clients(3))
-    student, architecture = new_student(ensemble, STUDY, options(), Stage("distillation", 1))
-    again, _ = new_student(ensemble, STUDY, options(), Stage("distillation", 1))
-    other, _ = new_student(ensemble, STUDY, options(), Stage("distillation", 2))
+    ensemble = Ensemble(clients(3), TASK)
+    student, architecture = new_student(ensemble, options(), Stage("distillation", 1))
+    again, _ = new_student(ensemble, options(), Stage("distillation", 1))
+    other, _ = new_student(ensemble, options(), Stage("distillation", 2))
     assert architecture == RESNET
     assert equal(student, again)
     assert not equal(student, other)
@@ -62,7 +62,7 @@ def test_new_student_from_scratch() -> None:
 
 def test_new_student_of_another_architecture() -> None:
     chosen = options(student=DENSENET)
-    student, architecture = new_student(Ensemble(clients(1)), STUDY, chosen, Stage("distillation"))
+    student, architecture = new_student(Ensemble(clients(1), TASK), chosen, Stage("distillation"))
     assert architecture == DENSENET
     assert student(torch.zeros(2, *IMAGE.shape)).shape == (2, 3)
 
@@ -73,7 +73,7 @@ def test_new_student_from_the_site_with_the_most_of_every_class() -> None:
             dataclasses.replace(client, class_counts=c, images=sum(c or (90,)))
             for client, c in zip(clients(len(counts)), counts, strict=True)
         ]
-        student, _ = new_student(Ensemble(members), STUDY, options(start="auto"), Stage("x"))
+        student, _ = new_student(Ensemble(members, TASK), options(start="auto"), Stage("x"))
         return next(c.site for c in members if equal(student, c.model))
 
     assert chosen((90, 5, 5), (30, 30, 30)) == "site-1", "balance counts"
@@ -88,7 +88,7 @@ def test_of_sites_with_the_same_task_the_one_with_the_smallest_training_loss() -
             dataclasses.replace(client, class_counts=counts, images=100, loss=loss)
             for client, (counts, loss) in zip(clients(len(sites)), sites, strict=True)
         ]
-        found = broadest_client(Ensemble(members), STUDY)
+        found = broadest_client(Ensemble(members, TASK))
         assert found
         return found.site
 
@@ -104,44 +104,46 @@ def test_of_sites_with_the_same_task_the_one_with_the_smallest_training_loss() -
 
 def test_new_student_without_the_class_mix_of_its_site() -> None:
     members = clients(3)
-    student, _ = new_student(Ensemble(members), STUDY, options(start="corrected"), Stage("x"))
-    assert equal(student, prior_corrected(Ensemble(members), STUDY).clients[2].model)
+    student, _ = new_student(Ensemble(members, TASK), options(start="corrected"), Stage("x"))
+    assert equal(student, prior_corrected(Ensemble(members, TASK)).clients[2].model)
     assert not equal(student, members[2].model)
     alike = [
         dataclasses.replace(m, class_counts=(9, 9, 9), loss=loss)
         for m, loss in zip(members, (0.3, 0.2, 0.4), strict=True)
     ]
-    student, _ = new_student(Ensemble(alike), STUDY, options(start="corrected"), Stage("x"))
-    assert equal(student, prior_corrected(Ensemble(alike), STUDY).clients[1].model)
-    student, _ = new_student(Ensemble(alike), STUDY, options(start="auto"), Stage("x"))
+    student, _ = new_student(Ensemble(alike, TASK), options(start="corrected"), Stage("x"))
+    assert equal(student, prior_corrected(Ensemble(alike, TASK)).clients[1].model)
+    student, _ = new_student(Ensemble(alike, TASK), options(start="auto"), Stage("x"))
     assert equal(student, alike[1].model)
 
 
 def test_new_student_from_the_largest_site() -> None:
     members = clients(3)  # site-2 has the most images
     chosen = options(start="auto")
-    student, _ = new_student(Ensemble(members), STUDY, chosen, Stage("distillation"))
+    student, _ = new_student(Ensemble(members, TASK), chosen, Stage("distillation"))
     assert equal(student, members[2].model)
     assert student is not members[2].model
     assert all(p.requires_grad for p in student.parameters())
     assert not any(p.requires_grad for p in members[2].model.parameters())
     of_another = chosen.model_copy(update={"student": DENSENET})
-    fresh, architecture = new_student(Ensemble(members), STUDY, of_another, Stage("distillation"))
+    fresh, architecture = new_student(Ensemble(members, TASK), of_another, Stage("distillation"))
     assert architecture == DENSENET
     scratch = of_another.model_copy(update={"start": "scratch"})
-    assert equal(fresh, new_student(Ensemble(members), STUDY, scratch, Stage("distillation"))[0])
+    assert equal(fresh, new_student(Ensemble(members, TASK), scratch, Stage("distillation"))[0])
 
 
 def test_new_student_from_a_file(tmp_path: Path) -> None:
     saved = network(7)
-    save_model(tmp_path, saved, (RESNET,), STUDY, "made up")
+    Model(
+        saved, STUDY.task, (RESNET,), method="made up", study=STUDY.name, study_hash=STUDY.hash
+    ).save(tmp_path)
     chosen = options(start=str(tmp_path / "global.safetensors"))
-    student, _ = new_student(Ensemble(clients(1)), STUDY, chosen, Stage("distillation"))
+    student, _ = new_student(Ensemble(clients(1), TASK), chosen, Stage("distillation"))
     assert equal(student, saved)
     assert all(p.requires_grad for p in student.parameters())
     other = chosen.model_copy(update={"student": DENSENET})
     with pytest.raises(OneRoundError, match="the model is not a densenet") as caught:
-        new_student(Ensemble(clients(1)), STUDY, other, Stage("distillation"))
+        new_student(Ensemble(clients(1), TASK), other, Stage("distillation"))
     assert caught.value.file == chosen.start
 
 
@@ -202,7 +204,7 @@ def test_a_judging_student_does_not_change() -> None:
 
 
 def test_learning_from_batches_asks_the_teacher_and_leaves_off_when_over() -> None:
-    ensemble = Ensemble(clients(2))
+    ensemble = Ensemble(clients(2), TASK)
     batches = [torch.randn(4, *IMAGE.shape, generator=seeded(n)) for n in range(3)]
     by_hand, whole = (Learner(network(5), options(), Stage("distillation")) for _ in range(2))
     loop = Loop(Stage("distillation"), 1)

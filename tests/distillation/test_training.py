@@ -22,7 +22,7 @@ from oneround.errors import OneRoundError
 from oneround.models.ensemble import Ensemble
 from oneround.runs.stage import Stage
 from oneround.study import ArchitectureSpec
-from tests.tiny import IMAGE, RESNET, STUDY, clients, equal, interrupted, network, seeded
+from tests.tiny import IMAGE, RESNET, TASK, clients, equal, interrupted, network, seeded
 
 NOISE = StructureNoise(IMAGE, NoiseOptions(families=("gaussian", "gratings")))
 
@@ -110,7 +110,7 @@ def test_each_batch_is_taught_once_and_comes_once_in_every_round() -> None:
             return super().forward(x, chosen)
 
     chosen, stage = options(batches=3), Stage("distillation")
-    teacher, adapted = Counting(clients(2)), Ensemble(clients(2)[::-1])
+    teacher, adapted = Counting(clients(2)), Ensemble(clients(2)[::-1], TASK)
     lessons = Lessons(Samples(bank(), NOISE, chosen, stage), teacher, adapted, stage)
     rounds = [[lessons.number(step) for step in range(1 + r, 4 + r)] for r in (0, 3, 6, 9)]
     assert all(sorted(numbers) == [0, 1, 2] for numbers in rounds)
@@ -121,13 +121,13 @@ def test_each_batch_is_taught_once_and_comes_once_in_every_round() -> None:
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
     for x, weight, (original, noisy) in (first, again, other):
-        assert torch.equal(original, Ensemble(clients(2))(x))
+        assert torch.equal(original, Ensemble(clients(2), TASK)(x))
         assert torch.equal(noisy, adapted(x))
         assert weight.shape == (4,)
 
 
 def test_endless_samples() -> None:
-    stage, teacher = Stage("distillation"), Ensemble(clients(1))
+    stage, teacher = Stage("distillation"), Ensemble(clients(1), TASK)
     lessons = Lessons(Samples(bank(), NOISE, options(batches=0), stage), teacher, teacher, stage)
     assert [lessons.number(step) for step in (1, 2, 700)] == [1, 2, 700]
     lessons.batch(1)
@@ -135,9 +135,9 @@ def test_endless_samples() -> None:
 
 
 def train(chosen: DistillationOptions, stage: Stage, **parts: Any) -> nn.Module:
-    ensemble = Ensemble(clients(2), "probabilities")
-    adapted = parts.get("adapted", Ensemble(clients(2)[::-1], "logits"))
-    student, _ = new_student(ensemble, STUDY, chosen, stage)
+    ensemble = Ensemble(clients(2), TASK, "probabilities")
+    adapted = parts.get("adapted", Ensemble(clients(2)[::-1], TASK, "logits"))
+    student, _ = new_student(ensemble, chosen, stage)
     return train_student(
         ensemble, adapted, Samples(bank(), NOISE, chosen, stage), student, chosen, stage
     )
@@ -158,7 +158,7 @@ def test_student_comes_close_to_its_teacher() -> None:
     stage = Stage("distillation")
     student = train(chosen, stage, adapted=Unasked(clients(1)))
     assert not student.training
-    x, ensemble = bank().images.float(), Ensemble(clients(2), "probabilities")
+    x, ensemble = bank().images.float(), Ensemble(clients(2), TASK, "probabilities")
     with torch.no_grad():
         difference = (student(x).softmax(1) - ensemble(x).exp()).abs().mean()
         before = (network(9)(x).softmax(1) - ensemble(x).exp()).abs().mean()
@@ -232,8 +232,8 @@ def test_a_last_single_image_of_the_bank_is_no_batch_of_its_own() -> None:
     """257 images at a size where the last feature map is one pixel."""
     small = ArchitectureSpec(arguments={"width": 2, "stem": "standard"})
     chosen = options(steps=1, student=small, mix="none", batch_norm="recalibrated")
-    stage, ensemble = Stage("distillation"), Ensemble(clients(1))
-    student, _ = new_student(ensemble, STUDY, chosen, stage)
+    stage, ensemble = Stage("distillation"), Ensemble(clients(1), TASK)
+    student, _ = new_student(ensemble, chosen, stage)
     samples = Samples(bank(257), NOISE, chosen, stage)
     assert isinstance(train_student(ensemble, ensemble, samples, student, chosen, stage), nn.Module)
 
@@ -255,7 +255,7 @@ def test_a_distillation_that_diverges_says_so() -> None:
 
 
 def test_teachers_do_not_change() -> None:
-    ensemble, adapted = Ensemble(clients(2)), Ensemble(clients(2))
+    ensemble, adapted = Ensemble(clients(2), TASK), Ensemble(clients(2), TASK)
     before = {name: value.clone() for name, value in ensemble.state_dict().items()}
     chosen, stage = options(steps=2), Stage("distillation")
     student = models.build(RESNET, IMAGE, 3)
@@ -272,7 +272,7 @@ def test_a_part_of_the_clients_teaches_each_batch() -> None:
             seen.append(asked)
             return super().forward(x, asked)
 
-    ensemble, stage = Ensemble(clients(4)), Stage("distillation")
+    ensemble, stage = Ensemble(clients(4), TASK), Stage("distillation")
     watched = Watched(clients(4))
     chosen = options(mix="none", batches=5, steps=10, asked=2)
     lessons = Lessons(Samples(bank(), NOISE, chosen, stage), watched, watched, stage)

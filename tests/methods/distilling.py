@@ -14,14 +14,14 @@ from torch import nn
 
 from oneround import methods
 from oneround.distillation.student import Learner
-from oneround.methods import GlobalModel
+from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble
 from oneround.models.registry import build
 from oneround.runs import stage
 from oneround.runs.cost import Meter
 from oneround.runs.run import Run
 from oneround.study import ArchitectureSpec
-from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, Interrupted, equal, network
+from tests.tiny import DENSENET, IMAGE, RESNET, TASK, Interrupted, equal, network
 
 OPTIONS = {
     "dafl": ["epochs=3", "iterations=2", "batch_size=4", "latent=5", "width=2"],
@@ -41,7 +41,7 @@ OPTIONS["coboosting"] = OPTIONS["dense"]
 def pair() -> Ensemble:
     """Two clients of an architecture with few layers."""
     return Ensemble(
-        [Client(f"site-{k}", network(k, DENSENET), DENSENET, 9, (k, 3, 7)) for k in range(2)]
+        [Client(f"site-{k}", network(k, DENSENET), DENSENET, 9, (k, 3, 7)) for k in range(2)], TASK
     )
 
 
@@ -53,15 +53,15 @@ def different(*, batch_norm: bool) -> Ensemble:
         Client("densenet", network(5, DENSENET), DENSENET, 99, (40, 40, 19)),
         Client("group", build(group, IMAGE, 3, 7), group, 10, (3, 3, 4)),
     ]
-    return Ensemble(members[:2] if batch_norm else members[1:])
+    return Ensemble(members[:2] if batch_norm else members[1:], TASK)
 
 
 def made(
     method: str, run: Run, changes: Sequence[str] = (), ensemble: Ensemble | None = None
-) -> GlobalModel:
+) -> Model:
     """The global model of tiny clients."""
     chosen = methods.get(method).resolve("quick", [*OPTIONS[method], *changes])
-    return methods.get(method).function(ensemble or pair(), STUDY, run, chosen)
+    return methods.get(method).function(ensemble or pair(), run, chosen)
 
 
 @functools.cache
@@ -79,14 +79,14 @@ def check_result_and_log(method: str, tmp_path: Path, terms: set[str]) -> None:
     with Run(tmp_path, {}, seed=1) as run:
         result = made(method, run, ensemble=ensemble)
     assert torch.equal(torch.get_rng_state(), state), "global randomness was used"
-    assert result.model(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
+    assert result.network(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
     assert result.architectures == (DENSENET,)
-    assert not result.model.training
+    assert not result.network.training
     assert equal(ensemble, pair())
     curve = run.curves()["distillation"]
     assert [entry["epoch"] for entry in curve] == [1, 2, 3]
     assert terms | {"loss", "learning_rate", "agreement"} <= curve[-1].keys()
-    assert not equal(result.model, whole(method)[0])
+    assert not equal(result.network, whole(method)[0])
 
 
 def check_resumed(method: str, tmp_path: Path, changes: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from oneround.errors import OneRoundError
 from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.site.training import train_client
-from tests.tiny import RESNET, STUDY, clients, equal, images
+from tests.tiny import RESNET, STUDY, TASK, clients, equal, images
 
 METHOD = methods.get("centralized")
 
@@ -23,7 +23,7 @@ def test_is_one_site_with_the_images_of_all(tmp_path: Path) -> None:
         "site-1": (parts[1], None),
     }
     with Run(tmp_path, {}, sites=sites) as run:
-        made = METHOD.function(Ensemble(clients(2)), STUDY, run, METHOD.resolve())
+        made = METHOD.function(Ensemble(clients(2), TASK), run, METHOD.resolve())
     stage = run.stages["centralized"]
     assert stage.cost.flops > 0
     assert made.architectures == (RESNET,)
@@ -33,9 +33,9 @@ def test_is_one_site_with_the_images_of_all(tmp_path: Path) -> None:
         alone = train_client(
             STUDY, "centralized", ImageSet.join(parts), val, stage=run.stage("centralized")
         )
-    assert equal(made.model, alone.model)
+    assert equal(made.network, alone.model)
 
 
 def test_needs_a_simulation(tmp_path: Path) -> None:
     with Run(tmp_path, {}) as run, pytest.raises(OneRoundError, match="only a simulation"):
-        METHOD.function(Ensemble(clients(2)), STUDY, run, METHOD.resolve())
+        METHOD.function(Ensemble(clients(2), TASK), run, METHOD.resolve())

@@ -11,7 +11,7 @@ from oneround.methods.coboosting import Options, Votes, harder, judged
 from oneround.models.ensemble import RULES, Client, Ensemble
 from oneround.runs.run import Run
 from tests.methods import distilling
-from tests.tiny import DENSENET, IMAGE, RESNET, clients, network, seeded
+from tests.tiny import DENSENET, IMAGE, RESNET, TASK, clients, network, seeded
 
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ class Says(nn.Module):
 @pytest.mark.parametrize("rule", RULES)
 def test_votes_move_to_the_better_client(rule: str) -> None:
     members = [Client(str(sign), Says(sign), RESNET, 9, (1, 1, 1)) for sign in (-1.0, 0.3, 2.0)]
-    teacher = Ensemble(members, rule)
+    teacher = Ensemble(members, TASK, rule)
     votes, targets = Votes(teacher), torch.arange(6) % 3
     x = targets.float().view(-1, 1, 1, 1).expand(6, 3, 4, 4)
     assert votes.value.tolist() == pytest.approx([1 / 3] * 3)
@@ -78,7 +78,7 @@ def test_votes_move_to_the_better_client(rule: str) -> None:
 
 
 def test_terms_by_hand() -> None:
-    teacher, student = Ensemble(clients(2), "logits"), network(9)
+    teacher, student = Ensemble(clients(2), TASK, "logits"), network(9)
     x = torch.randn(8, *IMAGE.shape, generator=seeded())
     y = torch.arange(8) % 3
     options = Options(one_hot_weight=0.5, hardness=2, adversarial_weight=0.4)
@@ -97,7 +97,7 @@ def test_terms_by_hand() -> None:
 
 
 def test_images_are_hard_but_their_weight_has_no_gradient() -> None:
-    teacher = Ensemble(clients(1), "logits")
+    teacher = Ensemble(clients(1), TASK, "logits")
     x = torch.randn(1, *IMAGE.shape, generator=seeded()).requires_grad_()
     options, y = Options(adversarial_weight=0), torch.tensor([1])
     (found,) = torch.autograd.grad(judged(teacher, network(9), x, y, options)["one_hot"], x)
@@ -107,7 +107,7 @@ def test_images_are_hard_but_their_weight_has_no_gradient() -> None:
 
 
 def test_harder_images_are_where_the_outputs_change_most() -> None:
-    teacher = Ensemble(clients(2), "logits")
+    teacher = Ensemble(clients(2), TASK, "logits")
     x = torch.randn(4, *IMAGE.shape, generator=seeded())
     moved = harder(teacher, x.clone(), 1e-3, seeded(1))
     assert torch.allclose((moved - x).abs(), torch.tensor(1e-3), atol=1e-6)

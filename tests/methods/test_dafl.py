@@ -12,7 +12,7 @@ from oneround.methods.dafl import Features, Options, generator_terms
 from oneround.models.ensemble import Client, Ensemble
 from oneround.runs.run import Run
 from tests.methods import distilling
-from tests.tiny import DENSENET, IMAGE, RESNET, clients, seeded
+from tests.tiny import DENSENET, IMAGE, RESNET, TASK, clients, seeded
 
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_terms_by_hand() -> None:
 
 def test_features_are_what_enters_the_last_linear_layer() -> None:
     no_linear = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    teacher = watch(Ensemble([*clients(2), Client("none", no_linear, RESNET, 9, (1, 1, 1))]))
+    teacher = watch(Ensemble([*clients(2), Client("none", no_linear, RESNET, 9, (1, 1, 1))], TASK))
     features = Features(teacher)
     x = torch.randn(4, *IMAGE.shape, generator=seeded())
     teacher(x)
@@ -61,7 +61,7 @@ def test_features_are_what_enters_the_last_linear_layer() -> None:
         model = teacher.models[k]
         assert torch.allclose(nn.functional.linear(feature, model.fc.weight, model.fc.bias),
                               model(x), atol=1e-5)  # fmt: skip
-    alone = Ensemble(teacher.clients[2:])
+    alone = Ensemble(teacher.clients[2:], TASK)
     assert Features(alone).last == {}
     assert "activation" not in generator_terms(alone(x), {}, Options())
 

@@ -12,7 +12,7 @@ from oneround.methods.dense import Options, judged
 from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from tests.methods import distilling
-from tests.tiny import DENSENET, IMAGE, clients, network, seeded
+from tests.tiny import DENSENET, IMAGE, TASK, clients, network, seeded
 
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_every_epoch_goes_once_over_a_growing_pool(tmp_path: Path) -> None:
 
 
 def test_terms_by_hand() -> None:
-    ensemble, student = Ensemble(clients(2), "logits"), network(9)
+    ensemble, student = Ensemble(clients(2), TASK, "logits"), network(9)
     watched = watch(ensemble)
     x = torch.randn(8, *IMAGE.shape, generator=seeded())
     y = torch.arange(8) % 3

@@ -9,10 +9,20 @@ import torch
 from oneround import methods, models
 from oneround.data import ImageSet
 from oneround.errors import OneRoundError
-from oneround.methods import GlobalModel
+from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble, average
 from oneround.runs.run import Run
-from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, clients, equal, images, interrupted, network
+from tests.tiny import (
+    DENSENET,
+    IMAGE,
+    RESNET,
+    TASK,
+    clients,
+    equal,
+    images,
+    interrupted,
+    network,
+)
 
 METHOD = methods.get("fedavg")
 SITES: dict[str, tuple[ImageSet, ImageSet | None]] = {
@@ -21,13 +31,13 @@ SITES: dict[str, tuple[ImageSet, ImageSet | None]] = {
 }
 
 
-def made(run: Run, changes: Sequence[str] = ()) -> GlobalModel:
-    return METHOD.function(Ensemble(clients(2)), STUDY, run, METHOD.resolve("quick", changes))
+def made(run: Run, changes: Sequence[str] = ()) -> Model:
+    return METHOD.function(Ensemble(clients(2), TASK), run, METHOD.resolve("quick", changes))
 
 
 def test_every_tensor_is_the_mean_weighted_by_images() -> None:
     members = clients(3)  # 10, 20 and 30 images
-    model = average(Ensemble(members))
+    model = average(Ensemble(members, TASK))
     states = [client.model.state_dict() for client in members]
     for name, value in model.state_dict().items():
         expected = sum(w * state[name].double() for w, state in zip((1, 2, 3), states, strict=True))
@@ -38,28 +48,28 @@ def test_every_tensor_is_the_mean_weighted_by_images() -> None:
 
 def test_one_site_is_its_own_average() -> None:
     members = clients(1)
-    model = average(Ensemble(members))
+    model = average(Ensemble(members, TASK))
     assert equal(model, members[0].model)
     assert model is not members[0].model
 
 
 def test_client_models_do_not_change() -> None:
     members = clients(2)
-    average(Ensemble(members))
+    average(Ensemble(members, TASK))
     assert equal(members[0].model, network(0))
 
 
 def test_different_architectures_cannot_be_averaged() -> None:
     other = Client("other", network(1, DENSENET), DENSENET, 10)
     with pytest.raises(OneRoundError, match=r"densenet.*resnet18") as caught:
-        average(Ensemble([*clients(1), other]))
+        average(Ensemble([*clients(1), other], TASK))
     assert "kang2025" in caught.value.remedy
 
 
 def test_one_round_is_the_average_of_the_submissions(tmp_path: Path) -> None:
     with Run(tmp_path, {}) as run:
         result = made(run)
-    assert equal(result.model, average(Ensemble(clients(2))))
+    assert equal(result.network, average(Ensemble(clients(2), TASK)))
     assert result.architectures == (RESNET,)
     assert result.bytes_sent is None
 
@@ -76,8 +86,8 @@ def test_many_rounds_train_the_average_again_and_again(tmp_path: Path) -> None:
     curve = run.stages["rounds"].curve
     assert [entry["round"] for entry in curve] == [1, 2, 3]
     assert curve[-1]["loss"] < curve[0]["loss"]
-    assert result.model(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
-    size = models.size_in_bytes(result.model)
+    assert result.network(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
+    size = models.size_in_bytes(result.network)
     assert result.bytes_sent == 3 * 2 * 2 * size, "rounds, sites, up and down"
     one_pass = run.stages["rounds"].cost.flops / 3
     forward = 2 * 48  # images; at least twice as much for the backward pass

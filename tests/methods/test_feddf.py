@@ -9,12 +9,12 @@ import torch
 from oneround import methods
 from oneround.data.reading import read_unlabeled
 from oneround.errors import OneRoundError
-from oneround.methods import GlobalModel
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble, average
 from oneround.runs.run import Run
 from tests.tiny import (
     IMAGE,
-    STUDY,
+    TASK,
     clients,
     equal,
     images,
@@ -33,21 +33,21 @@ def public(tmp_path: Path) -> Path:
     return write_npz(tmp_path / "public.npz", splits())
 
 
-def made(run: Run, public: Path, changes: Sequence[str] = (), preset: str = "paper") -> GlobalModel:
+def made(run: Run, public: Path, changes: Sequence[str] = (), preset: str = "paper") -> Model:
     options = METHOD.resolve(preset, [f"public={public}", *TINY, *changes])
-    return METHOD.function(Ensemble(clients(2)), STUDY, run, options)
+    return METHOD.function(Ensemble(clients(2), TASK), run, options)
 
 
 def test_the_student_starts_as_the_average(tmp_path: Path, public: Path) -> None:
     with Run(tmp_path / "run", {}) as run:
         model = made(run, public, ["distillation.learning_rate=1e-12"]).model
-    start = average(Ensemble(clients(2)))
+    start = average(Ensemble(clients(2), TASK))
     assert torch.allclose(model.fc.weight, start.fc.weight, atol=1e-9)  # type: ignore[union-attr, arg-type]
 
 
 def test_the_student_comes_closer_to_the_ensemble(tmp_path: Path, public: Path) -> None:
     x = IMAGE.normalize(read_unlabeled(public, IMAGE))
-    ensemble = Ensemble(clients(2), "logits")
+    ensemble = Ensemble(clients(2), TASK, "logits")
 
     def divergence(model: torch.nn.Module) -> float:
         log_q = model(x).log_softmax(1)
@@ -56,7 +56,7 @@ def test_the_student_comes_closer_to_the_ensemble(tmp_path: Path, public: Path) 
         ).item()
 
     with Run(tmp_path / "run", {}) as run, torch.no_grad():
-        before = divergence(average(Ensemble(clients(2))))
+        before = divergence(average(Ensemble(clients(2), TASK)))
         with torch.enable_grad():
             model = made(
                 run, public, ["steps=60", "batch_size=16", "distillation.learning_rate=0.01"]
@@ -80,7 +80,7 @@ def test_interrupted_and_resumed(tmp_path: Path, public: Path) -> None:
 
 def test_without_public_images_there_is_nothing_to_do(tmp_path: Path) -> None:
     with Run(tmp_path / "run", {}) as run, pytest.raises(OneRoundError, match="none are") as error:
-        METHOD.function(Ensemble(clients(2)), STUDY, run, METHOD.resolve())
+        METHOD.function(Ensemble(clients(2), TASK), run, METHOD.resolve())
     assert "public=PATH" in error.value.remedy
 
 

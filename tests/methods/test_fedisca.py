@@ -10,18 +10,18 @@ from oneround import methods
 from oneround.distillation.adaptation import with_batch_statistics
 from oneround.distillation.student import Learner
 from oneround.errors import OneRoundError
-from oneround.methods import GlobalModel
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
-from tests.tiny import IMAGE, RESNET, STUDY, clients, equal, interrupted, seeded
+from tests.tiny import IMAGE, RESNET, TASK, clients, equal, interrupted, seeded
 
 METHOD = methods.get("fedisca")
 TINY = ["epochs=3", "inversion.images=6", "inversion.batch_size=6", "inversion.steps=4"]
 
 
-def made(run: Run, changes: Sequence[str] = ()) -> GlobalModel:
+def made(run: Run, changes: Sequence[str] = ()) -> Model:
     options = METHOD.resolve("paper", [*TINY, *changes])
-    return METHOD.function(Ensemble(clients(2)), STUDY, run, options)
+    return METHOD.function(Ensemble(clients(2), TASK), run, options)
 
 
 def test_every_image_of_every_trajectory_teaches_once(
@@ -41,14 +41,17 @@ def test_every_image_of_every_trajectory_teaches_once(
     assert len(lessons) == 3 * 4
     assert [weight[0].item() for *_, weight in lessons[:4]] == [0, 0.25, 0.5, 0.75]
     assert not torch.equal(lessons[0][0], lessons[4][0]), "every epoch begins with other noise"
-    ensemble = Ensemble(clients(2), "logits")
+    ensemble = Ensemble(clients(2), TASK, "logits")
     x, original, adapted, _ = lessons[5]
     assert torch.allclose(original, ensemble(x), atol=1e-5)
     assert torch.allclose(adapted, with_batch_statistics(ensemble)(x), atol=1e-5)
 
 
 def test_adapted_copies_are_in_training_mode_in_effect() -> None:
-    ensemble, x = Ensemble(clients(2), "logits"), torch.randn(8, *IMAGE.shape, generator=seeded())
+    ensemble, x = (
+        Ensemble(clients(2), TASK, "logits"),
+        torch.randn(8, *IMAGE.shape, generator=seeded()),
+    )
     reference = [client.model.train()(x) for client in clients(2)]
     expected = torch.stack(reference).mean(0).log_softmax(1)
     assert torch.allclose(with_batch_statistics(ensemble)(x), expected, atol=1e-4)
@@ -87,7 +90,7 @@ def test_needs_batch_norm(tmp_path: Path) -> None:
     group = ArchitectureSpec(arguments={"width": 2, "norm": "group"})
     members = [*clients(1), Client("other", network(1, group), group, 10, (1, 2, 3))]
     with Run(tmp_path, {}) as run, pytest.raises(OneRoundError, match="no BatchNorm"):
-        METHOD.function(Ensemble(members), STUDY, run, METHOD.resolve("paper", TINY))
+        METHOD.function(Ensemble(members, TASK), run, METHOD.resolve("paper", TINY))
 
 
 def test_one_batch_whatever_its_size_in_memory(tmp_path: Path) -> None:

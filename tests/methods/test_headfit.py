@@ -13,8 +13,8 @@ from scipy.optimize import minimize
 from oneround import methods
 from oneround.distillation.synthesis import ImageBank
 from oneround.errors import OneRoundError
-from oneround.methods import GlobalModel
 from oneround.methods.headfit import knowledge, lessons, teach_last_layer
+from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble, prior_corrected
 from oneround.models.inference import last_layer
 from oneround.report.pictures import read_gallery
@@ -28,7 +28,9 @@ from tests.tiny import (
     IMAGE,
     RESNET,
     STUDY,
+    TASK,
     Interrupted,
+    Watching,
     clients,
     equal,
     network,
@@ -43,16 +45,17 @@ def members(*counts: tuple[int, ...] | None) -> Ensemble:
         [
             replace(client, class_counts=c, images=sum(c or (9,)))
             for client, c in zip(clients(len(counts)), counts, strict=True)
-        ]
+        ],
+        TASK,
     )
 
 
 SKEWED = ((90, 60, 0), (0, 30, 80))
 
 
-def made(run: Run, changes: Sequence[str] = (), ensemble: Ensemble | None = None) -> GlobalModel:
+def made(run: Run, changes: Sequence[str] = (), ensemble: Ensemble | None = None) -> Model:
     options = METHOD.resolve("quick", [*HEADFIT, *changes])
-    return METHOD.function(ensemble or members(*SKEWED), STUDY, run, options)
+    return METHOD.function(ensemble or members(*SKEWED), run, options)
 
 
 def test_only_the_last_layer_of_the_broadest_client_learns(tmp_path: Path) -> None:
@@ -61,14 +64,14 @@ def test_only_the_last_layer_of_the_broadest_client_learns(tmp_path: Path) -> No
     before = [{name: tensor.clone() for name, tensor in state.items()} for state in before]
     with Run(tmp_path, {}) as run:
         result = made(run, ensemble=ensemble)
-    after, start = result.model.state_dict(), ensemble.clients[0].model.state_dict()
+    after, start = result.network.state_dict(), ensemble.clients[0].model.state_dict()
     different = {name for name in after if not torch.equal(after[name], start[name])}
     assert different == {"fc.weight", "fc.bias"}
     whose, lacks = result.notes
     assert "those of the client model of site-0" in whose
     assert f"site-0 has hardly any image of {STUDY.classes[2]}:" in lacks
     assert result.architectures == (RESNET,)
-    assert not result.model.training
+    assert not result.network.training
     for state, client in zip(before, ensemble.clients, strict=True):
         now = client.model.state_dict()
         assert all(torch.equal(now[name], tensor) for name, tensor in state.items())
@@ -90,7 +93,7 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
                 raise Interrupted
 
         out = tmp_path / str(step)
-        with pytest.raises(Interrupted), Run(out, {}, progress=stop) as run:
+        with pytest.raises(Interrupted), Run(out, {}, callbacks=[Watching(stop)]) as run:
             made(run)
         with Run(out, {}, resume=True) as run:
             assert equal(made(run).model, straight)
@@ -112,7 +115,7 @@ def test_where_flops_are_few_the_bank_is_viewed_less_often_and_the_layer_learns_
     tmp_path: Path,
 ) -> None:
     changes = ["last_layer.views=50", "synthesis_share=0.5", "inversion.steps=1"]
-    start = prior_corrected(members(*SKEWED), STUDY).clients[0].model.state_dict()["fc.weight"]
+    start = prior_corrected(members(*SKEWED)).clients[0].model.state_dict()["fc.weight"]
     with Run(tmp_path / "free", {}) as run:
         made(run, changes)
         limit = run.spent().flops / 2
@@ -124,7 +127,10 @@ def test_where_flops_are_few_the_bank_is_viewed_less_often_and_the_layer_learns_
         if stage == "distillation" and done == 4:
             raise Interrupted
 
-    with pytest.raises(Interrupted), Run(tmp_path / "r", {}, flops=limit, progress=stop) as run:
+    with (
+        pytest.raises(Interrupted),
+        Run(tmp_path / "r", {}, flops=limit, callbacks=[Watching(stop)]) as run,
+    ):
         made(run, changes)
     with Run(tmp_path / "r", {}, flops=limit, resume=True) as run:
         assert equal(made(run, changes).model, straight)
@@ -135,7 +141,7 @@ def test_where_flops_are_few_the_bank_is_viewed_less_often_and_the_layer_learns_
 
 def test_the_student_ends_where_the_loss_is_least() -> None:
     """The problem is convex; scipy's minimum of it, written down anew, is the reference."""
-    ensemble = prior_corrected(members(*SKEWED), STUDY)
+    ensemble = prior_corrected(members(*SKEWED))
     first = ensemble.clients[0]
     bank = ImageBank(
         torch.randn(40, *IMAGE.shape, generator=seeded()).half(),
@@ -185,7 +191,7 @@ def test_knowledge() -> None:
 def test_what_the_own_site_knows_best_stays(tmp_path: Path) -> None:
     """Where the start knows every class the corrected client model is the global model."""
     ensemble = members((90, 60, 50), (5, 5, 5))
-    corrected = prior_corrected(ensemble, STUDY).clients[0].model
+    corrected = prior_corrected(ensemble).clients[0].model
     x = torch.randn(8, *IMAGE.shape, generator=seeded())
     change = []
     for trust in (0, 1000):
@@ -195,7 +201,7 @@ def test_what_the_own_site_knows_best_stays(tmp_path: Path) -> None:
                 [f"last_layer.trust={trust}", "last_layer.caution=0", "last_layer.steps=400"],
                 ensemble,
             )
-        change.append((result.model(x) - corrected(x)).abs().max().item())
+        change.append((result.network(x) - corrected(x)).abs().max().item())
     assert change[1] < 0.1 < 1 < change[0]
 
 
@@ -207,7 +213,7 @@ def test_client_models_of_different_architectures(tmp_path: Path) -> None:
 
 def test_a_network_without_a_last_layer_is_refused(tmp_path: Path) -> None:
     model = torch.nn.Sequential(network(1), torch.nn.Softplus())
-    ensemble = Ensemble([Client("site-0", model, RESNET, 9, (3, 3, 3))])
+    ensemble = Ensemble([Client("site-0", model, RESNET, 9, (3, 3, 3))], TASK)
     with Run(tmp_path, {}) as run, pytest.raises(OneRoundError, match="fully connected layer"):
         made(run, ensemble=ensemble)
 
@@ -215,6 +221,6 @@ def test_a_network_without_a_last_layer_is_refused(tmp_path: Path) -> None:
 def test_late_sites_add_images_of_their_own(tmp_path: Path) -> None:
     assert METHOD.extend
     options: Any = METHOD.resolve()
-    extended = METHOD.extend(members(*SKEWED), STUDY, options, tmp_path, ("site-1",))
+    extended = METHOD.extend(members(*SKEWED), options, tmp_path, ("site-1",))
     assert extended.inversion.images == options.inversion.images // 2
     assert extended.last_layer == options.last_layer

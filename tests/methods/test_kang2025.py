@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from oneround import methods
-from oneround.methods import GlobalModel
-from oneround.model_file import save_model
+from oneround.model_file import Model
+from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble
 from oneround.runs.run import Run
 from tests.tiny import DENSENET, IMAGE, KANG2025, RESNET, STUDY, clients, equal, network
@@ -21,18 +21,18 @@ from tests.tiny import DENSENET, IMAGE, KANG2025, RESNET, STUDY, clients, equal,
 METHOD = methods.get("kang2025")
 
 
-def made(run: Run, changes: Sequence[str] = (), ensemble: Ensemble | None = None) -> GlobalModel:
+def made(run: Run, changes: Sequence[str] = (), ensemble: Ensemble | None = None) -> Model:
     options = METHOD.resolve("quick", [*KANG2025, *changes])
-    return METHOD.function(ensemble or Ensemble(clients(2)), STUDY, run, options)
+    return METHOD.function(ensemble or Ensemble(clients(2), TASK), run, options)
 
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:
     told = set()
-    with Run(tmp_path, {}, progress=lambda stage, *rest: told.add(stage)) as run:
+    with Run(tmp_path, {}, callbacks=[Watching(lambda stage)], *rest: told.add(stage)) as run:
         result = made(run)
-    assert result.model(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
+    assert result.network(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
     assert result.architectures == (RESNET,)
-    assert not result.model.training
+    assert not result.network.training
     assert set(run.costs()) == told == {"synthesis", "adaptation", "distillation"}
     assert all(cost.flops > 0 for cost in run.costs().values())
     assert (tmp_path / "bank" / "000.safetensors").exists()
@@ -87,10 +87,10 @@ def test_extension_starts_from_a_late_site_that_brings_a_class(
         replace(client, class_counts=c, images=sum(c or (900,)))
         for client, c in zip(clients(3), counts, strict=True)
     ]
-    save_model(tmp_path, network(7), (DENSENET,), STUDY, "kang2025")
+    Model(network(7), STUDY.task, (DENSENET,), method="kang2025", study=STUDY.name, study_hash=STUDY.hash).save(tmp_path)
     options: Any = METHOD.resolve("quick", ["distillation.start=auto", *changes])
     assert METHOD.extend
-    extended = METHOD.extend(Ensemble(members), STUDY, options, tmp_path, ("site-2",))
+    extended = METHOD.extend(Ensemble(members, TASK), options, tmp_path, ("site-2",))
     expected = (
         (options.distillation.start, options.distillation.student)
         if from_the_late_one
@@ -123,5 +123,5 @@ def test_every_choice_can_be_switched(tmp_path: Path, changes: list[str]) -> Non
 def test_client_models_of_different_architectures(tmp_path: Path) -> None:
     other = Client("other", network(5, DENSENET), DENSENET, 99, (40, 40, 19))
     with Run(tmp_path, {}) as run:
-        result = made(run, ensemble=Ensemble([*clients(1), other]))
+        result = made(run, ensemble=Ensemble([*clients(1), other], TASK))
     assert result.architectures == (DENSENET,), "that of the site with the most images"

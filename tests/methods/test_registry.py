@@ -8,7 +8,8 @@ import pytest
 
 from oneround import methods
 from oneround.errors import OneRoundError
-from oneround.methods import GlobalModel, Method
+from oneround.methods import Method
+from oneround.model_file import Model
 from oneround.schema import Strict
 
 
@@ -71,7 +72,7 @@ class Options(Strict):
 def test_an_installed_package_adds_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("package.newest")
 
-    def newest(*parts: object) -> GlobalModel:
+    def newest(*parts: object) -> Model:
         raise NotImplementedError
 
     vars(module).update(newest=newest, Options=Options, PRESETS={"quick": Options()})

@@ -15,7 +15,7 @@ from oneround.models.batch_norm import batch_norms
 from oneround.models.ensemble import RULES, Client, Ensemble, prior_corrected
 from oneround.runs.stage import Stage
 from oneround.study import ArchitectureSpec
-from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, clients, equal, images, network, seeded
+from tests.tiny import DENSENET, IMAGE, RESNET, TASK, clients, equal, images, network, seeded
 
 NOISE = StructureNoise(IMAGE, NoiseOptions(families=("gaussian", "spectrum")))
 
@@ -89,8 +89,8 @@ def test_forward_combines_the_outputs_of_the_client_models() -> None:
     with torch.no_grad():
         logits = np.stack([client.model(x).double().numpy() for client in members])
         for rule in RULES:
-            found = Ensemble(members, rule)(x)
-            weights = Ensemble(members, rule).weights.double().numpy()
+            found = Ensemble(members, TASK, rule)(x)
+            weights = Ensemble(members, TASK, rule).weights.double().numpy()
             counts = np.array([client.class_counts for client in members]) + 1
             priors = counts / counts.sum(1, keepdims=True)
             corrected = logits - np.log(priors)[:, None] if rule == "prior-corrected" else logits
@@ -102,7 +102,7 @@ def test_weights_are_shares_of_each_class() -> None:
     one = Client("a", nn.Identity(), RESNET, 40, (10, 0, 0))
     two = Client("b", nn.Identity(), RESNET, 40, (30, 5, 0))
     expected = [[0.25, 0.0, 0.5], [0.75, 1.0, 0.5]]  # nobody has the last class
-    assert Ensemble([one, two]).weights.tolist() == expected
+    assert Ensemble([one, two], TASK).weights.tolist() == expected
 
 
 def test_a_site_without_images_of_a_class_has_no_say_in_it() -> None:
@@ -116,39 +116,39 @@ def test_a_site_without_images_of_a_class_has_no_say_in_it() -> None:
 
 def test_auto_depends_on_what_sites_tell() -> None:
     members = clients(2)
-    assert Ensemble(members).rule == "class-counts"
+    assert Ensemble(members, TASK).rule == "class-counts"
     members[1] = replace(members[1], class_counts=None)
-    assert Ensemble(members).rule == "probabilities"
+    assert Ensemble(members, TASK).rule == "probabilities"
     for rule in ("class-counts", "prior-corrected"):
         with pytest.raises(
             OneRoundError, match=f"{rule} needs the class counts of site-1"
         ) as caught:
-            Ensemble(members, rule)
+            Ensemble(members, TASK, rule)
         assert "probabilities" in caught.value.remedy
-    assert Ensemble(members, "logits").rule == "logits"
+    assert Ensemble(members, TASK, "logits").rule == "logits"
 
 
 def test_architectures_may_differ() -> None:
     other = Client("other", network(1, DENSENET), DENSENET, 10, (1, 1, 1))
-    mixed = Ensemble([*clients(1), other])
+    mixed = Ensemble([*clients(1), other], TASK)
     assert mixed(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
 
 
 def test_client_models_are_frozen_and_in_eval_mode() -> None:
-    ensemble = Ensemble([Client("a", network().train(), RESNET, 10)])
+    ensemble = Ensemble([Client("a", network().train(), RESNET, 10)], TASK)
     assert not any(module.training for module in ensemble.models.modules())
     assert not any(p.requires_grad for p in ensemble.parameters())
 
 
 def test_with_rule_shares_the_client_models() -> None:
-    ensemble = Ensemble(clients(2), "logits")
+    ensemble = Ensemble(clients(2), TASK, "logits")
     other = ensemble.with_rule("probabilities")
     assert other.models[0] is ensemble.models[0]
     assert (ensemble.rule, other.rule) == ("logits", "probabilities")
 
 
 def test_votes_are_those_of_one_ensemble() -> None:
-    ensemble = Ensemble(clients(2), "logits")
+    ensemble = Ensemble(clients(2), TASK, "logits")
     assert ensemble.votes.tolist() == [1, 1]
     x = torch.randn(2, *IMAGE.shape, generator=seeded())
     ensemble.votes[0] = 0
@@ -162,7 +162,7 @@ def adapt(ensemble: Ensemble, **options: object) -> Ensemble:
 
 
 def test_adapted_statistics_are_those_of_the_noise() -> None:
-    ensemble = Ensemble(clients(2))
+    ensemble = Ensemble(clients(2), TASK)
     before = {name: value.clone() for name, value in ensemble.state_dict().items()}
     adapted = adapt(ensemble, batches=3, batch_size=5)
     for name, value in ensemble.state_dict().items():
@@ -184,7 +184,7 @@ def test_adapted_statistics_are_those_of_the_noise() -> None:
 
 
 def test_momentum_keeps_a_part_of_the_original_statistics() -> None:
-    ensemble = Ensemble(clients(1))
+    ensemble = Ensemble(clients(1), TASK)
     full = adapt(ensemble, batches=1, batch_size=5)
     half = adapt(ensemble, batches=1, batch_size=5, momentum=0.5)
     old, new, mixed = (e.models[0].bn1.running_mean for e in (ensemble, full, half))
@@ -192,7 +192,7 @@ def test_momentum_keeps_a_part_of_the_original_statistics() -> None:
 
 
 def test_statistics_of_whatever_batch_comes() -> None:
-    ensemble = Ensemble(clients(2))
+    ensemble = Ensemble(clients(2), TASK)
     adapted = adapt(ensemble, statistics="batch")
     x = NOISE.sample(6, seeded())
     for original, copy in zip(ensemble.models, adapted.models, strict=True):
@@ -205,7 +205,7 @@ def test_statistics_of_whatever_batch_comes() -> None:
 
 
 def test_adaptation_is_deterministic_and_measured() -> None:
-    ensemble, stage = Ensemble(clients(2)), Stage("adaptation", 3)
+    ensemble, stage = Ensemble(clients(2), TASK), Stage("adaptation", 3)
     options = AdaptationOptions(statistics="running", batches=2, batch_size=4)
     first = adapt_to_noise(ensemble, NOISE, options, stage)
     again = adapt_to_noise(ensemble, NOISE, options, Stage("adaptation", 3))
@@ -217,7 +217,7 @@ def test_refuses_networks_without_batch_norm() -> None:
     group = ArchitectureSpec(arguments={"width": 2, "norm": "group"})
     member = Client("north", models.build(group, IMAGE, 3), group, 10)
     with pytest.raises(OneRoundError, match="north has no BatchNorm"):
-        adapt(Ensemble([member]))
+        adapt(Ensemble([member], TASK))
 
 
 def test_prior_correction_divides_by_the_class_mix() -> None:
@@ -227,11 +227,11 @@ def test_prior_correction_divides_by_the_class_mix() -> None:
         Client("densely", network(5, DENSENET), DENSENET, 9, (3, 3, 3)),
         Client("secretive", network(6), RESNET, 9),
     ]
-    before = Ensemble(members)
+    before = Ensemble(members, TASK)
     x = IMAGE.normalize(images(5).pixels())
     logits = before.client_logits(x)
     priors = torch.tensor([[1, 4, 8], [2, 4, 17], [4, 4, 4], [1, 1, 1]], dtype=torch.float32)
-    after = prior_corrected(before, STUDY)
+    after = prior_corrected(before)
     expected = logits.softmax(-1) / (priors / priors.sum(1, keepdim=True)).unsqueeze(1)
     expected /= expected.sum(-1, keepdim=True)
     assert torch.allclose(after.client_logits(x).softmax(-1), expected, atol=1e-6)
@@ -244,17 +244,17 @@ def test_prior_correction_divides_by_the_class_mix() -> None:
 def test_a_balanced_loss_has_taken_the_class_mix_out_already() -> None:
     """All but that there are classes which the site has no image of."""
     [client] = clients(1)
-    before = Ensemble([replace(client, class_counts=(900, 99, 0), balanced=True)])
+    before = Ensemble([replace(client, class_counts=(900, 99, 0), balanced=True)], TASK)
     prior = torch.tensor([500.5, 500.5, 1]) / 1002
     assert torch.allclose(before.log_priors, prior.log())
     x = IMAGE.normalize(images(5).pixels())
     expected = before.client_logits(x) - prior.log()
-    assert torch.allclose(prior_corrected(before, STUDY).client_logits(x), expected, atol=1e-5)
+    assert torch.allclose(prior_corrected(before).client_logits(x), expected, atol=1e-5)
 
 
 def test_corrected_models_and_the_corrected_rule_are_one() -> None:
-    before = Ensemble(clients(3), "prior-corrected")
-    after = prior_corrected(before, STUDY)
+    before = Ensemble(clients(3), TASK, "prior-corrected")
+    after = prior_corrected(before)
     x = IMAGE.normalize(images(5).pixels())
     assert after.rule == "class-counts", "nothing is taken out twice"
     assert torch.allclose(after(x), before(x), atol=1e-6)
@@ -284,7 +284,7 @@ def test_a_corrected_site_does_not_vote_against_what_it_has_not_seen() -> None:
     ]
     x = torch.zeros(3, *IMAGE.shape)
     x.flatten(1)[:, :3] = torch.eye(3)
-    plain = Ensemble(members, "class-counts")
+    plain = Ensemble(members, TASK, "class-counts")
     right = likelihood / likelihood.sum(1, keepdim=True)  # where all classes are equally frequent
     assert plain(x).exp()[1, 1] < 0.5, "both sites take the rare class for their frequent one"
-    assert torch.allclose(prior_corrected(plain, STUDY)(x).exp(), right, atol=1e-6)
+    assert torch.allclose(prior_corrected(plain)(x).exp(), right, atol=1e-6)

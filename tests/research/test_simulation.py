@@ -18,7 +18,7 @@ from oneround.research.simulation import divide, simulate
 from oneround.study import Study
 from oneround.submission import read_submission
 from tests import tiny
-from tests.tiny import DENSENET, KANG2025, RESNET, STUDY
+from tests.tiny import DENSENET, KANG2025, RESNET, STUDY, Watching
 
 METHOD = methods.get("kang2025")
 
@@ -63,7 +63,7 @@ def test_reported_metrics_are_those_of_the_files(finished: Path) -> None:
     models = Results.read(finished).models
     test = tiny.splits().test
     assert test is not None
-    again = evaluate(load_model(finished).model, test, STUDY.image)
+    again = evaluate(load_model(finished).network, test, STUDY.image)
     assert again.confusion == models.global_model.confusion
     for measure in ("accuracy", "balanced_accuracy", "auroc", "ece"):  # the layout rounds otherwise
         expected = getattr(models.global_model, measure)
@@ -101,7 +101,7 @@ def test_interrupted_and_resumed_is_bit_equal(
             raise tiny.Interrupted
 
     with pytest.raises(tiny.Interrupted):
-        run(tmp_path, tiny.splits(), progress=stop)
+        run(tmp_path, tiny.splits(), callbacks=[Watching(stop)])
     resumed = run(tmp_path, tiny.splits(), resume=True)
     for name in ("global.safetensors", "curves.json", "gallery.safetensors"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name

@@ -23,7 +23,7 @@ def work(loop: Loop, model: nn.Linear) -> None:
 
 def test_steps_are_counted_and_told() -> None:
     told = []
-    stage = Stage("distillation", progress=lambda *event: told.append(event))
+    stage = Stage("distillation", callbacks=[Watching(lambda *event: told.append(event)]))
     loop, model = Loop(stage, 3), nn.Linear(6, 5)
     for step in loop:
         work(loop, model)

@@ -51,7 +51,7 @@ def test_progress_is_noted_at_most_once_a_second(
 ) -> None:
     now, told = [0.0], []
     monkeypatch.setattr("oneround.runs.run.time.monotonic", lambda: now[0])
-    with Run(tmp_path, OPTIONS, progress=lambda *step: told.append(step)) as run:
+    with Run(tmp_path, OPTIONS, callbacks=[Watching(lambda *step: told.append(step)])) as run:
         assert not (tmp_path / PROGRESS).exists()
         stage, noted = run.stage("synthesis"), []
         for step in range(25):
@@ -178,9 +178,9 @@ def test_stages_and_their_parts(tmp_path: Path) -> None:
         for number, site in enumerate(("north", "south")):
             stage = run.stage("training", site, folder="sites")
             stage.cost = Cost(flops=10, seconds=1.0, peak_memory_bytes=number)
-            stage.curve.append({"epoch": number})
+            stage.log({"epoch": number})
             assert stage.file("state.pt") == tmp_path / "sites" / site / "state.pt"
-        run.stage("distillation").curve.append({"step": 7})
+        run.stage("distillation").log({"step": 7})
     assert run.stages["training/north"].seed == 5
     assert run.costs()["training"] == Cost(flops=20, seconds=2.0, peak_memory_bytes=1)
     assert run.curves() == {

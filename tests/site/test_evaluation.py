@@ -47,8 +47,8 @@ def changed(evaluation: SiteEvaluation, **changes: Any) -> SiteEvaluation:
 def test_numbers_are_those_of_evaluate(run: Path, submission_files: list[Path]) -> None:
     data = tiny.images(60, seed=5)
     found = at_site(run, own=submission_files[0])
-    expected = evaluate(load_model(run).model, data, STUDY.image)
-    own = evaluate(load_model(submission_files[0]).model, data, STUDY.image)
+    expected = evaluate(load_model(run).network, data, STUDY.image)
+    own = evaluate(load_model(submission_files[0]).network, data, STUDY.image)
     assert found.own is not None
     for told, metrics in ((found.global_model, expected), (found.own, own)):
         assert told.accuracy == metrics.accuracy
@@ -65,7 +65,7 @@ def test_client_model_of_another_site(run: Path, submission_files: list[Path]) -
 
 def test_small_cells_are_not_told(run: Path) -> None:
     found = at_site(run)
-    truth = evaluate(load_model(run).model, tiny.images(60, seed=5), STUDY.image).confusion
+    truth = evaluate(load_model(run).network, tiny.images(60, seed=5), STUDY.image).confusion
     for told, counts in zip(found.global_model.confusion, truth, strict=True):
         assert told == [None if 0 < n < 5 else n for n in counts]
     assert '"roc"' not in json.dumps(found.model_dump(mode="json"))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from oneround.data import ImageSet, batches, in_memory
+from oneround.data import ImageSet, as_image_set, batches
 from oneround.data.augment import augment
 from oneround.errors import OneRoundError
 from oneround.evaluation import predict
@@ -246,7 +246,7 @@ def test_a_users_own_network_and_data_set() -> None:
         nn.Linear(4, 3),
     )
     before = model[0].weight.clone()
-    client = train_client(STUDY, "north", in_memory(Own(), STUDY.classes), model=model)
+    client = train_client(STUDY, "north", as_image_set(Own(), STUDY.classes), model=model)
     assert client.model is model
     assert not torch.equal(model[0].weight, before)
 

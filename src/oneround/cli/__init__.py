@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
+from typing import TextIO
 
 import typer
 
 from oneround.cli import (
+    aggregate,
     bench,
     collect,
     demo,
-    distill,
     doctor,
     evaluate,
     inspect,
@@ -28,7 +30,7 @@ from oneround.cli import (
     train,
 )
 from oneround.cli.console import err, say
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, RenamedWarning
 
 INTERRUPTED = 130
 """What typer exits with after Ctrl-C."""
@@ -45,20 +47,24 @@ app.add_typer(study.app, name="study")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tokens.app, name="tokens")
 for command in (
-    train, inspect, seal, submit, collect, status, serve, distill, evaluate, predict, simulate,
+    train, inspect, seal, submit, collect, status, serve, aggregate, evaluate, predict, simulate,
     bench, report, demo, doctor,
 ):  # fmt: skip
     name = command.__name__.rpartition(".")[2]
     app.command(name)(getattr(command, name))
+app.command("distill", hidden=True)(aggregate.distill)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0 only when all is well, 1 for an error that was told."""
+    """Run one command; the exit code: 0 only when all is well, 1 for an error that was reported."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # show what the terminal has no letters for
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(arguments, standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", RenamedWarning)
+            warnings.showwarning = _show_warning
+            app(arguments, standalone_mode=True)
     except OneRoundError as error:
         return _tell(error)
     except OSError as error:
@@ -67,10 +73,25 @@ def main(arguments: list[str] | None = None) -> int:
         return _tell(OneRoundError(f"{error.strerror or error}.", file=file, remedy=remedy))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            say("interrupted; to go on, run the same command again, distill, simulate and demo "
-                "with --resume", "yellow", err)  # fmt: skip
+            say("interrupted; to continue, run the same command again, aggregate, simulate and "
+                "demo with --resume", "yellow", err)  # fmt: skip
         return stop.code if isinstance(stop.code, int) else 1
     return 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a line for people; where it comes from matters for those of others alone."""
+    if issubclass(category, RenamedWarning):
+        say(f"note: {message}", "yellow", err)
+    else:
+        err.print(warnings.formatwarning(message, category, filename, lineno), markup=False)
 
 
 def _tell(error: OneRoundError) -> int:

@@ -50,7 +50,7 @@ def bench(
     if not page_only:
         command = ["oneround", "bench", str(file), *(["--data", str(data)] if data else [])]
         command += ["--out", str(folder)]
-        with ProgressBars() as progress:
+        with ProgressBars() as bars:
             outcome = run_bench(
                 content,
                 data=data or file.parent,
@@ -59,7 +59,7 @@ def bench(
                 only=only or (),
                 workers=workers,
                 scheduler=scheduler,
-                progress=progress,
+                callbacks=[bars],
                 tell=lambda line: say(line, console=err),
             )
         finished, failed = outcome.finished, outcome.failed

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -21,12 +20,10 @@ from rich.table import Table
 
 from oneround import signing
 from oneround.coordinator.results import Models
-from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
 from oneround.report import units
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+from oneround.runs.callbacks import Callback
+from oneround.runs.device import Device
 
 out = Console()
 err = Console(stderr=True)
@@ -59,15 +56,11 @@ MaxSkipped = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when a larger share of images is unreadable.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto, cpu, cuda or mps.")
-]
+DeviceName = Annotated[Device, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
 Flops = Annotated[
     float | None,
-    typer.Option(
-        min=1, help="The method ends when so many are spent, such as 5e12.", show_default=False
-    ),
+    typer.Option(min=1, help="FLOPs that the method may spend, such as 5e12.", show_default=False),
 ]
 Devices = Annotated[
     int | None,
@@ -87,35 +80,6 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one option; repeat for several."),
 ]
-
-
-def fabric_for(
-    device: str, threads: int | None, devices: int | None = None, nodes: int | None = None
-) -> Fabric:
-    """Device, threads and processes as asked for; under torchrun, as it says.
-
-    Raises:
-        OneRoundError: this machine has no such device, or not so many.
-    """
-    from lightning_fabric import Fabric  # takes seconds to import
-
-    if threads:
-        torch.set_num_threads(threads)
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # under torchrun
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    devices, nodes = devices or 1, nodes or 1
-    strategy = "ddp" if devices * nodes > 1 else "auto"
-    try:
-        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy)
-        if devices * nodes > 1:
-            fabric.launch()
-    except (ValueError, RuntimeError) as error:
-        raise OneRoundError(
-            f"device {device!r} cannot be used: {error}.",
-            remedy="Use --device cpu; `oneround doctor` shows what this machine has.",
-        ) from error
-    return fabric
 
 
 def passphrase_of(file: Path) -> str | None:
@@ -142,7 +106,7 @@ def print_json(content: object) -> None:
 
 
 def warn_skipped(skipped: Iterable[str]) -> None:
-    """Say on standard error which images were left out."""
+    """Say on standard error which images were skipped."""
     lines = list(skipped)
     if lines:
         say(f"{len(lines)} image(s) could not be read and were skipped:", "yellow", err)
@@ -208,7 +172,7 @@ def counts_table(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) ->
     return table
 
 
-class ProgressBars(AbstractContextManager["ProgressBars"]):
+class ProgressBars(Callback, AbstractContextManager["ProgressBars"]):
     """Bars on a terminal; elsewhere, such as in a log file, a line every ten seconds."""
 
     def __init__(self) -> None:
@@ -238,7 +202,11 @@ class ProgressBars(AbstractContextManager["ProgressBars"]):
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        """Take note of a step; an :data:`oneround.runs.stage.Progress`."""
+        """The progress of a transfer; an :data:`oneround.runs.callbacks.Progress`."""
+        self.on_progress(stage, done, total, note)
+
+    def on_progress(self, stage: str, done: int, total: int, note: str) -> None:
+        """Show a step of a run."""
         if err.is_terminal:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)

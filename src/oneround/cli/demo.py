@@ -9,9 +9,10 @@ import torch
 import typer
 
 from oneround import methods
-from oneround.cli.console import AsJson, Device, Threads, err, fabric_for
+from oneround.cli.console import AsJson, DeviceName, Threads, err
 from oneround.cli.simulate import run_and_show
 from oneround.data.phantoms import PHANTOM_CLASSES, phantoms
+from oneround.runs.device import fabric_for
 from oneround.study import ImageSpec, Study, preset
 
 SEED = 7
@@ -19,10 +20,8 @@ SEED = 7
 
 def demo(
     run: Annotated[Path, typer.Option("--out", help="RUN folder.")] = Path("demo-run"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
-    ] = False,
-    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    device: DeviceName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:

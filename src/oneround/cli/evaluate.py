@@ -13,11 +13,10 @@ from oneround import evaluation
 from oneround.cli.console import (
     AsJson,
     DataPath,
-    Device,
+    DeviceName,
     Download,
     MaxSkipped,
     Threads,
-    fabric_for,
     out,
     passphrase_of,
     plain_table,
@@ -31,6 +30,7 @@ from oneround.evaluation import Metrics
 from oneround.files import require_folder, write_json
 from oneround.model_file import load_model
 from oneround.report import units
+from oneround.runs.device import fabric_for
 from oneround.site.evaluation import (
     SiteEvaluation,
     Split,
@@ -76,7 +76,7 @@ def evaluate(
     ] = "auto",
     max_skipped: MaxSkipped = 0.05,
     download: Download = False,
-    device: Device = "auto",
+    device: DeviceName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +93,11 @@ def evaluate(
     fabric = fabric_for(device, threads)
     loaded = load_model(model_file)
     splits = read_splits(
-        data, image=loaded.image, classes=loaded.classes, max_skipped=max_skipped, download=download
+        data,
+        image=loaded.task.image,
+        classes=loaded.task.classes,
+        max_skipped=max_skipped,
+        download=download,
     )
     warn_skipped(splits.skipped)
     name, images = chosen_split(splits, split, data)
@@ -105,7 +109,7 @@ def evaluate(
         passphrase = passphrase_of(key) if key else None
         _tell(found, write_evaluation(file, found, key=key, passphrase=passphrase), as_json)
         return
-    metrics = evaluation.evaluate(loaded.model, images, loaded.image, fabric=fabric)
+    metrics = evaluation.evaluate(loaded.network, images, loaded.task.image, fabric=fabric)
     content = {"model": str(model_file), "split": name, **metrics.model_dump(mode="json")}
     if file:
         write_json(file, content)

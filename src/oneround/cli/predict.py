@@ -13,9 +13,8 @@ import typer
 
 from oneround.cli.console import (
     AsJson,
-    Device,
+    DeviceName,
     Threads,
-    fabric_for,
     print_json,
     say,
     warn_skipped,
@@ -27,6 +26,7 @@ from oneround.errors import OneRoundError
 from oneround.evaluation import predict as probabilities_of
 from oneround.files import require_folder, write_atomic
 from oneround.model_file import load_model
+from oneround.runs.device import fabric_for
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    device: Device = "auto",
+    device: DeviceName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,10 +74,11 @@ def predict(
     if table:
         require_folder(table)
     loaded = load_model(model_file)
+    image, classes = loaded.task.image, loaded.task.classes
     images, paths, skipped = [], [], []
     for path in _expand(files):
         try:
-            images.append(read_image(path, loaded.image))
+            images.append(read_image(path, image))
             paths.append(path)
         except OneRoundError as error:
             skipped.append(str(error))
@@ -88,21 +89,19 @@ def predict(
             file=files[0] if len(files) == 1 else None,
             remedy="Give image files, or folders that hold some.",
         )
-    data = ImageSet(
-        torch.stack(images), torch.zeros(len(images), dtype=torch.int64), loaded.classes
-    )
+    data = ImageSet(torch.stack(images), torch.zeros(len(images), dtype=torch.int64), classes)
     fabric = fabric_for(device, threads)
-    probabilities = probabilities_of(loaded.model, data, loaded.image, fabric=fabric)
+    probabilities = probabilities_of(loaded.network, data, image, fabric=fabric)
     predictions = [
         Prediction(
             str(path),
-            loaded.classes[int(row.argmax())],
-            {name: round(float(p), 6) for name, p in zip(loaded.classes, row, strict=True)},
+            classes[int(row.argmax())],
+            {name: round(float(p), 6) for name, p in zip(classes, row, strict=True)},
         )
         for path, row in zip(paths, probabilities, strict=True)
     ]
     if table:
-        write_atomic(table, _csv(predictions, loaded.classes))
+        write_atomic(table, _csv(predictions, classes))
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])
     elif table:

@@ -12,7 +12,7 @@ from oneround.cli.console import (
     Architectures,
     AsJson,
     DataPath,
-    Device,
+    DeviceName,
     Download,
     Flops,
     MaxSkipped,
@@ -21,7 +21,6 @@ from oneround.cli.console import (
     Threads,
     counts_table,
     err,
-    fabric_for,
     models_table,
     out,
     print_json,
@@ -33,6 +32,7 @@ from oneround.data import Splits
 from oneround.report import write_model_card, write_report
 from oneround.research import simulation
 from oneround.research.simulation import Partition, prepare
+from oneround.runs.device import fabric_for
 from oneround.schema import Strict
 from oneround.study import ArchitectureSpec, Study
 
@@ -55,12 +55,10 @@ def simulate(
     preset_name: Annotated[str, typer.Option("--preset", help="quick or paper.")] = "quick",
     changes: Set = None,
     flops: Flops = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     max_skipped: MaxSkipped = 0.05,
     download: Download = False,
-    device: Device = "auto",
+    device: DeviceName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -108,9 +106,9 @@ def run_and_show(
     )
     counts = {site: train.class_counts().tolist() for site, (train, _) in parts.items()}
     (err if as_json else out).print(counts_table(study.classes, counts))
-    with ProgressBars() as progress:
+    with ProgressBars() as bars:
         results = simulation.simulate(
-            splits, study, method=method, options=options, out=run, progress=progress, **arguments
+            splits, study, method=method, options=options, out=run, callbacks=[bars], **arguments
         )
     page = write_report(run)
     write_model_card(run)

@@ -11,20 +11,20 @@ from oneround.cli.console import (
     Architectures,
     AsJson,
     DataPath,
-    Device,
+    DeviceName,
     Download,
     MaxSkipped,
     ProgressBars,
     SignedBy,
     StudyFile,
     Threads,
-    fabric_for,
     print_json,
     say,
     warn_skipped,
 )
 from oneround.data import read_splits
 from oneround.errors import OneRoundError
+from oneround.runs.device import fabric_for
 from oneround.site.make_submission import make_submission
 from oneround.site.training import training_steps
 from oneround.study import ArchitectureSpec, Study
@@ -44,7 +44,7 @@ def train(
     architecture: Architectures = None,
     max_skipped: MaxSkipped = 0.05,
     download: Download = False,
-    device: Device = "auto",
+    device: DeviceName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -67,7 +67,7 @@ def train(
             "there is no training image.", file=data, remedy="Give images in the train split."
         )
     chosen = [ArchitectureSpec.parse(text) for text in architecture or []]
-    with ProgressBars() as progress:
+    with ProgressBars() as bars:
         made = make_submission(
             study,
             site,
@@ -75,7 +75,7 @@ def train(
             file,
             architecture=chosen[0] if chosen else None,
             fabric=fabric_for(device, threads),
-            progress=progress,
+            callbacks=[bars],
         )
     client, manifest, sheet = made.client, made.manifest, made.contact_sheet
     if as_json:

@@ -1,4 +1,4 @@
-"""The coordinator's part: submissions in, global model and results out; no image needed."""
+"""From submissions to the global model and its results; no image is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,14 @@ from oneround.coordinator.updates import (
     succession,
 )
 from oneround.coordinator.updates import kept as kept_of
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, warn_renamed
 from oneround.files import sha256, write_json
-from oneround.methods import GlobalModel, Method
-from oneround.model_file import WEIGHTS, save_model
+from oneround.methods import Method
+from oneround.model_file import WEIGHTS, Model
 from oneround.models.ensemble import Client, Ensemble
-from oneround.runs.run import Kept, Run, environment, log
-from oneround.runs.stage import Progress, silent
+from oneround.runs.callbacks import Callback
+from oneround.runs.device import fabric_for
+from oneround.runs.run import Kept, Run, environment
 from oneround.schema import Strict, now
 from oneround.study import Study
 from oneround.submission import Submission, check_against_study, check_together
@@ -37,47 +39,119 @@ from oneround.submission import Submission, check_against_study, check_together
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+Changes = Mapping[str, Any] | Sequence[str]
+"""Options by name, such as ``{"distillation": {"steps": 500}}`` or ``["distillation.steps=500"]``."""
 
-def distill(
+
+def aggregate(
     study: Study,
     submissions: Sequence[Submission],
     *,
-    out: str | os.PathLike[str],
     method: str | Method | None = None,
-    options: Strict | None = None,
+    preset: str | None = None,
+    options: Strict | Changes | None = None,
+    out: str | os.PathLike[str] | None = None,
     seed: int = 0,
     flops: float | None = None,
     resume: bool = False,
     extends: str | os.PathLike[str] | None = None,
     without: Sequence[str] = (),
+    device: str = "auto",
     fabric: Fabric | None = None,
-    progress: Progress = silent,
-) -> GlobalModel:
-    """One global model from submissions alone, written into the RUN folder ``out``.
+    callbacks: Sequence[Callback] = (),
+) -> Model:
+    """One global model from submissions alone.
 
     Args:
-        study: the agreement.
-        submissions: one for each site, from :func:`oneround.submission.read_submissions`.
-        out: RUN folder; gets ``global.safetensors``, ``config.json``, ``results.json``, the
-            image bank, the configuration and a log.
-        method: name of a method, or a method of your own; by default that of the run in
+        study: The agreement.
+        submissions: One for each site, from :func:`oneround.submission.read_submissions`.
+        method: Name of a method, or a method of your own; by default that of the run in
             ``extends``, or ``methods.DEFAULT``.
-        options: of the method; its preset ``quick``, or those of that run, by default.
-        seed: of synthesis, noise and distillation.
-        flops: the method ends when it has spent so many; ``None``: its options alone decide.
-        resume: go on with an interrupted run; the result is bit-equal to an uninterrupted one.
+        preset: Name of a preset of the method; ``quick``, or the options of the run in
+            ``extends``, by default.
+        options: Changes of the preset, or all options of the method.
+        out: RUN folder; gets ``global.safetensors``, ``config.json``, ``results.json``, the
+            image bank, the configuration and a log. ``None``: everything stays in memory.
+        seed: Seed of synthesis, noise and distillation.
+        flops: FLOPs that the method may spend; ``None``: its options alone decide.
+        resume: Continue an interrupted run in ``out``; the result is bit-equal to an
+            uninterrupted one.
         extends: RUN folder of an earlier global model. With further submissions beside all of
-            its own the bank and the student go on from there; see :mod:`oneround.coordinator.updates`.
-        without: sites that have withdrawn since: a full run, which takes nothing but options
+            its own the bank and the student go on from there; see
+            :mod:`oneround.coordinator.updates`.
+        without: Sites that have withdrawn since: a full run, which takes nothing but options
             from the earlier one.
-        fabric: device and precision; the CPU by default.
-        progress: called with stage, steps done, steps in all and a note.
+        device: Where to compute; see :data:`oneround.runs.device.Device`.
+        fabric: Device, precision and processes, in place of ``device``.
+        callbacks: Watch the run.
 
     Raises:
         OneRoundError: no submission, or some that do not go together or are not of ``study``, a
             RUN folder in use or of another configuration, options of another method, or a method
             that cannot work with these client models.
     """
+    before = Predecessor.read(Path(extends)) if extends is not None else None
+    method, options = _chosen(before, method, preset, options)
+    _require_together(study, submissions)
+    change = succession(before, submissions, without) if before else FULL
+    if change.how == "withdrawal":
+        require_fresh_start(options)
+    kept, earlier = Kept(), {}
+    if before and change.how == "extension":
+        earlier = {
+            "extends": before.ledger.entries[-1].model,
+            "full_options": options.model_dump(mode="json"),
+        }
+        kept = kept_of(before, change)
+        options = extended_options(before, method, options, change, ensemble_of(submissions, study))
+    configuration = (
+        {
+            "study": study.agreement(),
+            "method": method.name,
+            "options": options.model_dump(mode="json"),
+            "seed": seed,
+            "submissions": {s.manifest.site: s.sha256 for s in submissions},
+        }
+        | earlier
+        | limit(flops)
+    )
+    with Run(
+        out, configuration, seed=seed, resume=resume, fabric=fabric or fabric_for(device),
+        callbacks=callbacks, flops=flops or math.inf, kept=kept,
+    ) as run:  # fmt: skip
+        if before and kept.shards and run.path is not None and run.leads:
+            keep_bank(before, run.path)
+        made = make_global_model(run, study, submissions, method, options)
+        if run.path is not None and run.leads:
+            results = collect_results(
+                run, study, submissions, method, options, Models(), list(made.notes)
+            )
+            results.write(run.path)
+            ledger_of(run, results, change, before).write(run.path)
+    return made
+
+
+def distill(study: Study, submissions: Sequence[Submission], **options: Any) -> Model:
+    """:func:`aggregate`, by the name that it had in the version before."""
+    warn_renamed("oneround.distill", "oneround.aggregate")
+    return aggregate(study, submissions, **options)
+
+
+def _chosen(
+    before: Predecessor | None,
+    method: str | Method | None,
+    preset: str | None,
+    options: Strict | Changes | None,
+) -> tuple[Method, Strict]:
+    """Method and options as asked for, or else those of the run that is extended."""
+    if method is None and before is not None:
+        method = before.method
+        if preset is None and not isinstance(options, Strict):
+            return method, before.options(options or ())
+    return methods.configured(method or methods.DEFAULT, preset, options)
+
+
+def _require_together(study: Study, submissions: Sequence[Submission]) -> None:
     if not submissions:
         raise OneRoundError("there is no submission.", remedy="Give one file for each site.")
     refusals = [
@@ -91,59 +165,13 @@ def distill(
             "\n".join(["the submissions cannot be used together:", *refusals]),
             remedy="Correct or leave out these files, then run the same command again.",
         )
-    before = Predecessor.read(Path(extends)) if extends is not None else None
-    change = succession(before, submissions, without) if before else FULL
-    if isinstance(method, str):
-        method = methods.get(method)
-    method = method or (before.method if before else methods.get())
-    options = options or (before.options() if before else method.resolve())
-    if not isinstance(options, method.options):
-        raise OneRoundError(
-            f"the options are those of another method than {method.name}.",
-            remedy="Name their method too: distill(..., method=..., options=...).",
-        )
-    if change.how == "withdrawal":
-        require_fresh_start(options)
-    kept, earlier = Kept(), {}
-    if before and change.how == "extension":
-        earlier = {
-            "extends": before.ledger.entries[-1].model,
-            "full_options": options.model_dump(mode="json"),
-        }
-        kept = kept_of(before, change)
-        ensemble = ensemble_of(submissions, study)
-        options = extended_options(before, method, options, change, ensemble, study)
-    configuration = (
-        {
-            "study": study.agreement(),
-            "method": method.name,
-            "options": options.model_dump(mode="json"),
-            "seed": seed,
-            "submissions": {s.manifest.site: s.sha256 for s in submissions},
-        }
-        | earlier
-        | limit(flops)
-    )
-    with Run(
-        out, configuration, seed=seed, resume=resume, fabric=fabric, progress=progress,
-        flops=flops or math.inf, kept=kept,
-    ) as run:  # fmt: skip
-        if before and kept.shards and run.leads:
-            keep_bank(before, run.path)
-        made = make_global_model(run, study, submissions, method, options)
-        if run.leads:
-            results = collect_results(
-                run, study, submissions, method, options, Models(), list(made.notes)
-            )
-            results.write(run.path)
-            ledger_of(run, results, change, before).write(run.path)
-    return made
 
 
 def ledger_of(
     run: Run, results: Results, change: Succession = FULL, before: Predecessor | None = None
 ) -> Ledger:
     """The entries of the earlier run, and one for the global model of this run."""
+    assert run.path is not None, "a history is kept in a RUN folder"
     entry = Entry(
         model=results.hashes[WEIGHTS],
         created=results.created,
@@ -166,26 +194,25 @@ def limit(flops: float | None) -> dict[str, float]:
 
 def ensemble_of(submissions: Sequence[Submission], study: Study) -> Ensemble:
     """The client models of submissions, with the rule ``auto``."""
-    return Ensemble(
-        [
-            Client(s.manifest.site, s.model, s.manifest.architecture, s.manifest.images,
-                   s.manifest.class_counts, s.manifest.training.loss,
-                   study.training.class_weighted)
-            for s in submissions
-        ]
-    )  # fmt: skip
+    clients = [
+        Client(s.manifest.site, s.model, s.manifest.architecture, s.manifest.images,
+               s.manifest.class_counts, s.manifest.training.loss, study.training.class_weighted)
+        for s in submissions
+    ]  # fmt: skip
+    return Ensemble(clients, study.task)
 
 
 def make_global_model(
     run: Run, study: Study, submissions: Sequence[Submission], method: Method, options: Strict
-) -> GlobalModel:
+) -> Model:
     """Run the method, and write the global model and the curves into the RUN folder."""
     ensemble = ensemble_of(submissions, study).to(run.fabric.device)
-    made = method.function(ensemble, study, run, options)
-    if run.leads:
-        save_model(run.path, made.model, made.architectures, study, method.name)
+    made = method.function(ensemble, run, options)
+    made = replace(made, method=method.name, study=study.name, study_hash=study.hash)
+    if run.path is not None and run.leads:
+        made.save(run.path)
         write_json(run.path / "curves.json", run.curves())
-        log.info("global model written")
+        run.say("global model written")
     return made
 
 
@@ -199,6 +226,7 @@ def collect_results(
     notes: list[str],
 ) -> Results:
     """Everything that ``results.json`` says of a run."""
+    assert run.path is not None, "results are those of a RUN folder"
     counts = {s.manifest.site: s.manifest.class_counts for s in submissions}
     shared = {site: c for site, c in counts.items() if c is not None}
     costs: dict[str, Any] = dict(run.costs())

@@ -1,4 +1,4 @@
-"""From one global model to the next, as hospitals come late or leave.
+"""From one global model to the next, as hospitals join late or withdraw.
 
 *Coming*: the bank of the earlier run is kept and gets images of the new client models alone, and
 the student goes on, taught by all client models. It goes on from the earlier global model, or from
@@ -14,7 +14,7 @@ nothing of the earlier run but its options. That is what happens here.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from oneround.model_file import WEIGHTS
 from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Kept
 from oneround.schema import Strict
-from oneround.study import Study
 from oneround.submission import Submission
 
 
@@ -58,7 +57,7 @@ class Predecessor:
             raise OneRoundError(
                 "there is no finished run here.",
                 file=path,
-                remedy="Give the RUN folder of `oneround distill`; finish it with --resume.",
+                remedy="Give the RUN folder of `oneround aggregate`; finish it with --resume.",
             )
         return cls(path, Ledger.read(path), read_json(path / "configuration.json"))
 
@@ -67,10 +66,10 @@ class Predecessor:
         """The method of that run."""
         return methods.get(self.configuration["method"])
 
-    def options(self, assignments: Sequence[str] = ()) -> Strict:
-        """The options of the first run in the ledger, with ``assignments`` on top."""
+    def options(self, changes: Sequence[str] | Mapping[str, Any] = ()) -> Strict:
+        """The options of the first run in the history, with ``changes`` on top."""
         content = self.configuration.get("full_options") or self.configuration["options"]
-        return self.method.options_from(content, assignments)
+        return self.method.options_from(content, changes)
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def succession(
         if site not in now and site not in without:
             problems.append(f"no file of {site} is given, and it has not withdrawn")
         elif now.get(site, sha256) != sha256:
-            problems.append(f"{site} has handed in another file since")
+            problems.append(f"{site} has submitted another file since")
     added = tuple(sorted(now.keys() - old.keys()))
     if not (problems or added or without):
         problems = ["the submissions are those of that run"]
@@ -137,7 +136,6 @@ def extended_options(
     options: Strict,
     change: Succession,
     ensemble: Ensemble,
-    study: Study,
 ) -> Strict:
     """The options of an extension: less work than a full run, from where the last one ended.
 
@@ -156,7 +154,7 @@ def extended_options(
             f"method {method.name} cannot be extended.",
             remedy="Make a full run from all submissions, without --extend.",
         )
-    changed: Strict = method.extend(ensemble, study, options, before.path, change.added)
+    changed: Strict = method.extend(ensemble, options, before.path, change.added)
     return changed
 
 

@@ -4,7 +4,7 @@
 divide a data set among the sites of a simulation.
 """
 
-from oneround.data.image_set import ImageSet, Splits, batches, in_memory
+from oneround.data.image_set import ImageSet, Splits, as_image_set, batches, in_memory
 from oneround.data.partition import by_site, dirichlet, iid
 from oneround.data.reading import DataDescription, describe, read_splits
 
@@ -12,6 +12,7 @@ __all__ = [
     "DataDescription",
     "ImageSet",
     "Splits",
+    "as_image_set",
     "batches",
     "by_site",
     "describe",

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, warn_renamed
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,56 @@ class Splits:
     skipped: tuple[str, ...] = ()
 
 
-def in_memory(data: Dataset[tuple[torch.Tensor, int]], classes: Sequence[str]) -> ImageSet:
-    """Any map-style data set of ``(pixels, label)`` as an :class:`ImageSet`.
+Images = ImageSet | Dataset[tuple[torch.Tensor, int]] | DataLoader[Any]
+"""Labeled images of any kind; :func:`as_image_set` makes an image set of them."""
+
+
+def as_image_set(data: Images, classes: Sequence[str]) -> ImageSet:
+    """Any data set or data loader of pixels and labels as an :class:`ImageSet`, in memory.
 
     Args:
-        data: yields pixels in [0, 1], (C, H, W), and an integer label.
-        classes: class names in order.
+        data: A map-style or iterable ``torch.utils.data.Dataset`` of pixels in [0, 1], (C, H, W),
+            with integer labels; or a ``DataLoader`` of batches of them. An image set stays as it
+            is.
+        classes: Class names in the order of the labels.
 
     Raises:
-        OneRoundError: the data set is empty or its pixels leave [0, 1].
+        OneRoundError: the data set is empty, its pixels leave [0, 1], or a label is no index
+            into ``classes``.
     """
     if isinstance(data, ImageSet):
         return data
-    items = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
-    if not items:
+    if isinstance(data, DataLoader):
+        pairs = [(torch.as_tensor(x), torch.as_tensor(y).reshape(-1)) for x, y in data]
+    else:
+        items = data if isinstance(data, IterableDataset) else map(data.__getitem__, _range(data))
+        pairs = [(torch.as_tensor(x)[None], torch.as_tensor(y).reshape(1)) for x, y in items]
+    if not pairs:
         raise OneRoundError("the data set is empty.", remedy="Give at least one image.")
-    images = torch.stack([torch.as_tensor(pixels, dtype=torch.float32) for pixels, _ in items])
-    if images.min() < 0 or images.max() > 1:
+    images = torch.cat([x.float() for x, _ in pairs])
+    labels = torch.cat([y for _, y in pairs]).long()
+    if not (images.min() >= 0 and images.max() <= 1):
         raise OneRoundError(
             f"pixels range from {images.min():.3g} to {images.max():.3g}.",
             remedy="Scale them to [0, 1]; the study's normalization is applied later.",
         )
-    return ImageSet(images, torch.tensor([int(label) for _, label in items]), tuple(classes))
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise OneRoundError(
+            f"labels range from {labels.min()} to {labels.max()}, and there are {len(classes)} "
+            "classes.",
+            remedy="Give indices into the classes of the study, from 0.",
+        )
+    return ImageSet(images, labels, tuple(classes))
+
+
+def in_memory(data: Images, classes: Sequence[str]) -> ImageSet:
+    """:func:`as_image_set`, by the name that it had in the version before."""
+    warn_renamed("in_memory", "as_image_set")
+    return as_image_set(data, classes)
+
+
+def _range(data: Dataset[Any]) -> range:
+    return range(len(data))  # type: ignore[arg-type]
 
 
 def batches(

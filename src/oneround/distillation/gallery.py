@@ -3,39 +3,57 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save
 
-from oneround.data.structure_noise import StructureNoise
 from oneround.distillation.synthesis import ImageBank
-from oneround.distillation.training import Samples
 from oneround.files import write_atomic
-from oneround.runs.stage import Stage
+from oneround.runs.run import Run
 from oneround.study import ImageSpec
+
+PER_KIND = 8  #: pictures of each class and of each noise family
+
+
+@dataclass(frozen=True)
+class NoisePictures:
+    """Structure noise, and mixtures with it, as a method shows them.
+
+    Attributes:
+        noise: (N, C, H, W) network input.
+        families: (N,) ``int64``, indices into ``names``.
+        names: Noise families.
+        mixed: (M, C, H, W) network input, pseudo intermediate samples.
+        weight: (M,), λ of each: the share of the bank image.
+        mix: What the student's samples are mixed with; noise is shown where it is not used, too.
+    """
+
+    noise: torch.Tensor
+    families: torch.Tensor
+    names: tuple[str, ...]
+    mixed: torch.Tensor
+    weight: torch.Tensor
+    mix: str
 
 
 def write_gallery(
-    folder: Path,
-    image: ImageSpec,
-    bank: ImageBank,
-    noise: StructureNoise | None = None,
-    samples: Samples | None = None,
-    per_kind: int = 8,
+    run: Run, image: ImageSpec, bank: ImageBank, noise: NoisePictures | None = None
 ) -> None:
-    """Write ``gallery.safetensors``: some bank images and, where a method has them, structure
-    noise and mixtures of the two.
+    """Write ``RUN/gallery.safetensors``: some bank images and, where a method has them, structure
+    noise and mixtures of the two. Nothing is written where a run has no folder.
 
     Tensors ``bank``, ``noise`` and ``mixed`` are (N, C, H, W) ``uint8``; ``bank_targets`` and
     ``noise_families`` (N,) ``int64``; ``mixed_lambda`` (N,) ``float32``. The metadata entry
     ``about`` is JSON: ``noise_families``, their names, and ``mix``, what the student's samples
-    are mixed with (``distillation.mix``): noise is shown, too, where it is not used.
+    are mixed with.
     """
+    if run.path is None or not run.leads:
+        return
     finished = bank.finished()
     chosen = torch.cat(
         [
-            torch.nonzero(finished.targets == target).flatten()[:per_kind]
+            torch.nonzero(finished.targets == target).flatten()[:PER_KIND]
             for target in sorted(set(finished.targets.tolist()))
         ]
     )
@@ -44,29 +62,17 @@ def write_gallery(
         "bank_targets": finished.targets[chosen],
     }
     about: dict[str, object] = {"mix": "none"}
-    if noise is not None and samples is not None:
-        about = {"noise_families": list(noise.options.families), "mix": samples.options.mix}
-        tensors |= _noise(image, bank, noise, samples, per_kind)
+    if noise is not None:
+        about = {"noise_families": list(noise.names), "mix": noise.mix}
+        order = noise.weight.argsort(descending=True)
+        tensors |= {
+            "noise": _pixels(image, noise.noise),
+            "noise_families": noise.families,
+            "mixed": _pixels(image, noise.mixed[order]),
+            "mixed_lambda": noise.weight[order],
+        }
     metadata = {"about": json.dumps(about)}  # one entry: the order of several is not fixed
-    write_atomic(folder / "gallery.safetensors", save(tensors, metadata))
-
-
-def _noise(
-    image: ImageSpec, bank: ImageBank, noise: StructureNoise, samples: Samples, per_kind: int
-) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    family = torch.arange(len(noise.options.families)).repeat_interleave(per_kind)
-    if samples.options.mix != "noise":  # show what could have been, and say so
-        options = samples.options.model_copy(update={"mix": "noise", "noise_pool": 64})
-        samples = Samples(bank, noise, options, Stage("gallery"))
-    mixed, weight = samples.draw(2 * per_kind, generator)
-    order = weight.argsort(descending=True)
-    return {
-        "noise": _pixels(image, noise.sample_of(family, generator)),
-        "noise_families": family,
-        "mixed": _pixels(image, mixed[order]),
-        "mixed_lambda": weight[order],
-    }
+    write_atomic(run.path / "gallery.safetensors", save(tensors, metadata))
 
 
 def _pixels(image: ImageSpec, inputs: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from oneround.runs.loop import Loop, Stateful
 from oneround.runs.optimization import learning_rate, make_optimizer, set_learning_rate
 from oneround.runs.stage import Stage, derived_seed
 from oneround.schema import Strict
-from oneround.study import ArchitectureSpec, Study
+from oneround.study import ArchitectureSpec, Task
 
 STARTS = ("auto", "corrected", "scratch", "average")
 """What a student may start from besides a model file: the client models at hand, or nothing."""
@@ -46,7 +46,7 @@ class StudentOptions(Strict):
         student: its architecture; by default that of the client model that ``start`` names.
         start: ``auto``: among the client models of the student's architecture the one with the
             most images in every class (the largest geometric mean of its class counts, taken as
-            equal where they are kept), of several sites with as many images of every class the
+            equal where they are withheld), of several sites with as many images of every class the
             one with the smallest training loss; from scratch if there is none; ``corrected``: the
             same with the class mix of its site taken out; ``scratch``; ``average``: the client
             models averaged; or a model file.
@@ -63,15 +63,16 @@ class StudentOptions(Strict):
 
 
 def new_student(
-    ensemble: Ensemble, study: Study, options: StudentOptions, stage: Stage
+    ensemble: Ensemble, options: StudentOptions, stage: Stage
 ) -> tuple[nn.Module, ArchitectureSpec]:
     """The student before training, and its architecture.
 
     Raises:
         OneRoundError: the model file to start from cannot be read, or is of another architecture.
     """
-    clients = prior_corrected(ensemble, study) if options.start == "corrected" else ensemble
-    broadest = broadest_client(clients, study, options.student)
+    task = ensemble.task
+    clients = prior_corrected(ensemble) if options.start == "corrected" else ensemble
+    broadest = broadest_client(clients, options.student)
     architecture = broadest.architecture if broadest else options.student
     assert architecture, "without a student's architecture every client model may be the start"
     if options.start == "average":
@@ -83,27 +84,27 @@ def new_student(
             )
         student.requires_grad_(True)
     elif options.start not in STARTS:
-        student = _from_file(options.start, study, architecture)
+        student = _from_file(options.start, task, architecture)
     elif options.start != "scratch" and broadest:
         student = copy.deepcopy(broadest.model).requires_grad_(True)
     else:
         seed = derived_seed(stage.seed, "student")
-        student = models.build(architecture, study.image, len(study.classes), seed)
+        student = models.build(architecture, task.image, len(task.classes), seed)
     return student, architecture
 
 
 def broadest_client(
-    ensemble: Ensemble, study: Study, architecture: ArchitectureSpec | None = None
+    ensemble: Ensemble, architecture: ArchitectureSpec | None = None
 ) -> Client | None:
     """Of the client models of an architecture the one that has seen most of every class; ``None``
     if there is none.
 
-    That is the largest mean logarithm of its class counts, or, where a site keeps them, of equal
+    That is the largest mean logarithm of its class counts, or, where a site withholds them, of equal
     shares of its images. Of the sites whose logarithms differ from its own by less than
     :data:`NEAR` in every class, it is the one with the smallest training loss, which says something
     where sites had the same task.
     """
-    classes = len(study.classes)
+    classes = len(ensemble.task.classes)
 
     def breadth(client: Client) -> float:
         counts = client.class_counts or (client.images / classes,)
@@ -123,8 +124,33 @@ def broadest_client(
     return min(same, key=lambda client: client.loss or 0.0, default=broadest)
 
 
-LOGGED = ("loss", "learning_rate", "agreement")
-"""What :meth:`Learner.learn` returns that means something where there is one teacher."""
+Teacher = Callable[[torch.Tensor], torch.Tensor]
+"""From network input, (B, C, H, W), to log-probabilities, (B, classes); or of S teachers at once,
+(S, B, classes). An :class:`~oneround.models.ensemble.Ensemble` is one."""
+
+
+def kd_loss(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: float,
+    weight: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """weight·T²·KL(p ‖ q), the mean over the batch (Hinton et al., 2015).
+
+    Args:
+        student: Logits, (B, classes); q is their softmax at temperature T.
+        teacher: Log-probabilities at temperature 1, (B, classes), softened to p; or those of S
+            teachers, (S, B, classes).
+        temperature: T.
+        weight: Of every sample, (B,), or of every sample for each teacher, (S, B).
+
+    Returns:
+        A number; of S teachers, (S,): one for each.
+    """
+    log_q = (student / temperature).log_softmax(-1)
+    log_p = (teacher / temperature).log_softmax(-1)
+    divergence = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (weight * divergence).mean(-1)
 
 
 class Learner:
@@ -161,16 +187,16 @@ class Learner:
         loop: Loop,
         batches: Iterable[torch.Tensor],
         count: int,
-        ensemble: Ensemble,
+        teacher: Teacher,
         change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> dict[str, float]:
-        """A step of SGD on each of ``count`` ``batches``, until the loop is over.
+        """A step on each of ``count`` ``batches``, until the loop is over.
 
         Args:
             loop: its current step contains all of this.
             batches: network input, (B, C, H, W) each, on any device.
             count: how many they are.
-            ensemble: the teacher.
+            teacher: says what each class of a batch deserves.
             change: a last change of every batch, which is part of the cost.
 
         Returns:
@@ -185,10 +211,10 @@ class Learner:
             with loop.meter.step("teach", len(x)):
                 x = x if change is None else change(x)
                 with torch.no_grad():
-                    log_p = ensemble(x)
+                    log_p = teacher(x)
             entry = self.learn(loop, x, log_p)
             loop.note = f"loss {entry['loss']:.3f}"
-        return {name: entry[name] for name in LOGGED if entry}
+        return entry
 
     @contextmanager
     def judging(self) -> Iterator[nn.Module]:
@@ -206,23 +232,23 @@ class Learner:
         self,
         loop: Loop,
         x: torch.Tensor,
-        original: torch.Tensor,
-        adapted: torch.Tensor | None = None,
-        weight: torch.Tensor | None = None,
+        taught: torch.Tensor,
+        weight: torch.Tensor | float = 1.0,
+        names: Sequence[str] = (),
     ) -> dict[str, float]:
-        """One step of SGD on :func:`distillation_loss`; then the observer may look.
+        """One step on :func:`kd_loss`; then an observer may look.
 
         Args:
-            loop: tells the learning rate and meters the step.
-            x: network input, (B, C, H, W); of several processes, each gives the part of the
+            loop: Gives the learning rate and meters the step.
+            x: Network input, (B, C, H, W); of several processes, each gives the part of the
                 batch that is its own (:meth:`oneround.runs.stage.Stage.mine`).
-            original: log-probabilities of the teacher, (B, classes).
-            adapted: those of a second teacher.
-            weight: λ of the first, (B,); 1 if there is one teacher.
+            taught: What the teacher, or each of several, says of ``x``; see :func:`kd_loss`.
+            weight: Of the samples; see :func:`kd_loss`.
+            names: Of the teachers, if there are several; their terms of the loss are logged.
 
         Returns:
-            ``loss``, its part of each teacher, the learning rate, and the student's agreement
-            with the first teacher.
+            What is worth logging: the loss, its terms by ``names``, the learning rate, and the
+            student's agreement with the first teacher, in [0, 1].
 
         Raises:
             OneRoundError: the loss is not finite.
@@ -230,12 +256,10 @@ class Learner:
         options = self.options
         rate = learning_rate(options.schedule, options.learning_rate, loop.position, loop.steps)
         set_learning_rate(self.optimizer, rate)
-        weight = torch.ones(len(x), device=x.device) if weight is None else weight
-        adapted = original if adapted is None else adapted
         with loop.meter.step("learn", tuple(x.shape)):
             logits = self.model(x)
-            terms = distillation_loss(logits, original, adapted, weight, options.temperature)
-            loss = terms[0] + terms[1]
+            terms = kd_loss(logits, taught, options.temperature, weight)
+            loss = terms.sum()
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
         if not loss.isfinite():
@@ -245,49 +269,20 @@ class Learner:
             )
         self.optimizer.step()
         loop.observe(self.student)
-        agreement = (logits.argmax(1) == original.argmax(1)).float().mean().item()
-        return {
-            "loss": loss.item(),
-            "original": terms[0].item(),
-            "noise_adapted": terms[1].item(),
-            "learning_rate": rate,
-            "agreement": agreement,
-        }
+        first = taught if taught.ndim == 2 else taught[0]
+        agreement = (logits.argmax(1) == first.argmax(1)).float().mean().item()
+        parts = dict(zip(names, terms.tolist(), strict=True)) if names else {}
+        return {"loss": loss.item(), **parts, "learning_rate": rate, "agreement": agreement}
 
 
-def distillation_loss(
-    student: torch.Tensor,
-    original: torch.Tensor,
-    adapted: torch.Tensor,
-    weight: torch.Tensor,
-    temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """λ·T²·KL(p_orig ‖ q) and (1−λ)·T²·KL(p_noise ‖ q), each the mean over the batch.
-
-    Args:
-        student: logits, (B, classes).
-        original: log-probabilities of the ensemble at temperature 1, (B, classes).
-        adapted: those of the noise-adapted ensemble.
-        weight: λ, (B,).
-        temperature: T; teacher and student are both softened by it.
-    """
-    log_q = (student / temperature).log_softmax(-1)
-
-    def divergence(teacher: torch.Tensor) -> torch.Tensor:
-        log_p = (teacher / temperature).log_softmax(-1)
-        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
-
-    return (weight * divergence(original)).mean(), ((1 - weight) * divergence(adapted)).mean()
-
-
-def _from_file(path: str, study: Study, architecture: ArchitectureSpec) -> nn.Module:
+def _from_file(path: str, task: Task, architecture: ArchitectureSpec) -> nn.Module:
     """Weights of a model file in a network of the student's architecture."""
-    student = models.build(architecture, study.image, len(study.classes))
+    student = models.build(architecture, task.image, len(task.classes))
     try:
-        student.load_state_dict(load_model(path).model.state_dict())
+        student.load_state_dict(load_model(path).network.state_dict())
     except RuntimeError as error:
         raise OneRoundError(
-            f"the model is not a {architecture} for {len(study.classes)} classes.",
+            f"the model is not a {architecture} for {len(task.classes)} classes.",
             file=path,
             remedy="Set the student to its architecture, or start from scratch.",
         ) from error

@@ -5,9 +5,10 @@ The name of a method is the name of its file. The file defines
 - ``Options``: a typed model of everything that can be chosen,
 - ``PRESETS``: complete options by name, ``quick`` and ``paper`` among them,
 - ``NEEDS``: what it needs of client models or of the run, one sentence,
-- a function of the same name: ``(ensemble, study, run, options) -> GlobalModel``,
-- if it can go on when sites come late, a function ``extend``: ``(ensemble, study, options, RUN
-  folder of the earlier model, new sites) -> options``.
+- a function of the same name: ``(ensemble, run, options) -> Model``; ``ensemble.task`` has the
+  image and the classes,
+- if it can continue when sites come late, a function ``extend``: ``(ensemble, options, RUN folder
+  of the earlier model, new sites) -> options``.
 
 Nothing else has to be edited. An installed package adds a method with an entry point in the
 group ``oneround.methods`` that names such a module.
@@ -17,20 +18,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
+from oneround.data import ImageSet
 from oneround.errors import OneRoundError, warn_renamed
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.schema import Strict, merged, parse_assignment
-from oneround.study import ArchitectureSpec, Study
+from oneround.study import Study
 
 DEFAULT = "headfit"
 """The method of every command and function where none is named."""
@@ -40,21 +41,31 @@ RENAMED = {"oneround": "headfit"}
 
 
 @dataclass(frozen=True)
-class GlobalModel:
-    """What a method returns.
+class SimulatedSites:
+    """What only a simulation has, for the two ends of the scale: centralized training, and FedAvg
+    of many rounds.
 
     Attributes:
-        model: one network, or an :class:`~oneround.models.ensemble.Ensemble`; in eval mode.
-        architectures: of the network, or of every network of the ensemble.
-        bytes_sent: up and down in all, where this is not one submission of each site and the
-            global model back to it.
-        notes: what those who get it should know, one sentence each.
+        study: The agreement, with the training recipe.
+        images: Training and validation images of every site, by name.
     """
 
-    model: nn.Module
-    architectures: tuple[ArchitectureSpec, ...]
-    bytes_sent: int | None = None
-    notes: tuple[str, ...] = ()
+    study: Study
+    images: Mapping[str, tuple[ImageSet, ImageSet | None]]
+
+    @classmethod
+    def of(cls, run: Run, purpose: str) -> SimulatedSites:
+        """Those of a run.
+
+        Raises:
+            OneRoundError: the run is no simulation.
+        """
+        if not isinstance(run.simulated, SimulatedSites):
+            raise OneRoundError(
+                f"{purpose} needs the images of all sites, which only a simulation has.",
+                remedy="Use `oneround simulate`, or a method that works from submissions.",
+            )
+        return run.simulated
 
 
 @dataclass(frozen=True)
@@ -62,12 +73,12 @@ class Method:
     """A method as its file defines it; ``summary`` is the first line of its docstring."""
 
     name: str
-    function: Callable[[Ensemble, Study, Run, Any], GlobalModel]
+    function: Callable[[Ensemble, Run, Any], Model]
     options: type[Strict]
     presets: dict[str, Strict]
     summary: str = ""
     needs: str = ""
-    extend: Callable[[Ensemble, Study, Any, Path, Sequence[str]], Any] | None = None
+    extend: Callable[[Ensemble, Any, Path, Sequence[str]], Any] | None = None
 
     @classmethod
     def of(cls, module: ModuleType) -> Method:
@@ -79,8 +90,17 @@ class Method:
         function = getattr(module, name)
         return cls(name, function, module.Options, module.PRESETS, summary, needs, extend)
 
-    def resolve(self, preset: str = "quick", assignments: Sequence[str] = ()) -> Strict:
-        """Options of ``preset`` with ``key.subkey=value`` assignments on top.
+    def resolve(
+        self,
+        preset: str = "quick",
+        changes: Sequence[str] | Mapping[str, Any] = (),
+    ) -> Strict:
+        """Options of ``preset`` with changes on top.
+
+        Args:
+            preset: One of ``presets``.
+            changes: Assignments such as ``distillation.steps=500``, or nested mappings such as
+                ``{"distillation": {"steps": 500}}``.
 
         Raises:
             OneRoundError: the preset or a key is unknown, or a value is not allowed.
@@ -90,16 +110,21 @@ class Method:
                 f"method {self.name} has no preset {preset!r}.",
                 remedy=f"It has {', '.join(self.presets)}.",
             )
-        return self.options_from(self.presets[preset].model_dump(mode="json"), assignments)
+        return self.options_from(self.presets[preset].model_dump(mode="json"), changes)
 
-    def options_from(self, content: dict[str, Any], assignments: Sequence[str] = ()) -> Strict:
-        """Options from plain ``content`` with assignments on top.
+    def options_from(
+        self, content: dict[str, Any], changes: Sequence[str] | Mapping[str, Any] = ()
+    ) -> Strict:
+        """Options from plain ``content`` with changes on top, as for :meth:`resolve`.
 
         Raises:
             OneRoundError: a key is unknown, or a value is not allowed.
         """
-        for assignment in assignments:
-            content = merged(content, parse_assignment(assignment))
+        if isinstance(changes, Mapping):
+            content = merged(content, dict(changes))
+        else:
+            for assignment in changes:
+                content = merged(content, parse_assignment(assignment))
         return self.options.validate_options(content, f"options of {self.name}")
 
 
@@ -131,3 +156,30 @@ def get(name: str = DEFAULT) -> Method:
         if point.name == name:
             return Method.of(point.load())
     return Method.of(importlib.import_module(f"{__name__}.{name}"))
+
+
+def configured(
+    method: str | Method = DEFAULT,
+    preset: str | None = None,
+    options: Strict | Mapping[str, Any] | Sequence[str] | None = None,
+) -> tuple[Method, Strict]:
+    """A method and its options, by names.
+
+    Args:
+        method: Its name, or a method of your own.
+        preset: Name of a preset; ``quick`` by default.
+        options: Changes of the preset, see :meth:`Method.resolve`; or all options.
+
+    Raises:
+        OneRoundError: there is no such method, preset or option, or the options are those of
+            another method.
+    """
+    method = get(method) if isinstance(method, str) else method
+    if not isinstance(options, Strict):
+        return method, method.resolve(preset or "quick", options or ())
+    if not isinstance(options, method.options):
+        raise OneRoundError(
+            f"the options are those of another method than {method.name}.",
+            remedy="Name their method too: aggregate(..., method=..., options=...).",
+        )
+    return method, options

@@ -36,7 +36,8 @@ from pydantic import Field
 from torch import nn
 
 from oneround.data.augment import augment
-from oneround.distillation.student import Learner, StudentOptions, new_student
+from oneround.distillation.epochs import Epochs, PoolOptions
+from oneround.distillation.student import StudentOptions
 from oneround.distillation.synthesis.bank import Pool
 from oneround.distillation.synthesis.inversion import (
     Batch,
@@ -45,40 +46,28 @@ from oneround.distillation.synthesis.inversion import (
     trajectory,
 )
 from oneround.distillation.synthesis.statistics import watch
-from oneround.methods import GlobalModel
-from oneround.models.ensemble import Ensemble, Rule
-from oneround.runs.loop import Loop
+from oneround.model_file import Model
+from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.schema import Strict
-from oneround.study import Augmentation, Study
 
 NEEDS = "Client models with BatchNorm."
 
 
-class Options(Strict):
+class Options(PoolOptions):
     """Everything that can be chosen.
 
     Attributes:
-        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
-            all sites share theirs, else ``probabilities``.
-        epochs: each adds one batch of images.
-        synthesis_batch_size: images that each epoch adds.
-        synthesis_steps: optimization steps for them.
-        synthesis_learning_rate: of Adam on the pixels.
+        synthesis_steps: Optimization steps for the images of each epoch.
+        synthesis_learning_rate: Learning rate of Adam on the pixels.
         tv_weight: α_TV.
         bn_weight: α_f; 0 where a client model has no BatchNorm.
         competition_weight: α_c.
-        jitter: largest random shift before each step, as a fraction of the image side.
+        jitter: Largest random shift before each step, as a fraction of the image side.
         steps: k, steps of the student in each epoch.
-        batch_size: images in each of them.
-        augment: random changes of every image that the student learns from.
-        checkpoint_every: epochs between checkpoints.
-        distillation: the student.
     """
 
-    rule: Rule = "auto"
     epochs: int = Field(default=4, ge=1)
-    synthesis_batch_size: int = Field(default=64, ge=2)
     synthesis_steps: int = Field(default=40, ge=1)
     synthesis_learning_rate: float = Field(default=0.1, gt=0)
     tv_weight: float = Field(default=2.5e-5, ge=0)
@@ -86,9 +75,6 @@ class Options(Strict):
     competition_weight: float = Field(default=0.2, ge=0)
     jitter: float = Field(default=0.0625, ge=0, lt=0.5)
     steps: int = Field(default=25, ge=1)
-    batch_size: int = Field(default=64, ge=2)
-    augment: tuple[Augmentation, ...] = ("flip", "shift")
-    checkpoint_every: int = Field(default=1, ge=1)
     distillation: StudentOptions = StudentOptions(learning_rate=0.01, temperature=3)
 
 
@@ -108,23 +94,21 @@ PRESETS: dict[str, Strict] = {
 }
 
 
-def adi(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def adi(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """The method; it resumes after the last epoch that was kept."""
-    stage, classes = run.stage("distillation"), len(study.classes)
-    student, architecture = new_student(ensemble, study, options.distillation, stage)
-    learner, pool = Learner(student, options.distillation, stage), Pool()
+    pool = Pool()
+    epochs = Epochs(
+        ensemble, run, options.distillation, epochs=options.epochs,
+        keep_every=options.checkpoint_every, parts={"pool": pool},
+    )  # fmt: skip
+    learner, loop, stage = epochs.learner, epochs.loop, epochs.stage
     ensemble = ensemble.with_rule(options.rule)
     watched, way = watch(ensemble, needed=options.bn_weight > 0), inversion(options, ensemble)
-    batch = Batch(torch.arange(options.synthesis_batch_size) % classes)
-    parts = learner.parts | {"pool": pool}
-    loop = Loop(stage, options.epochs, parts, keep_every=options.checkpoint_every)
-    for epoch in loop:
-        generator = stage.generator(epoch)
+    batch = Batch(torch.arange(options.synthesis_batch_size) % len(ensemble.task.classes))
+    for epoch, generator in epochs:
         with learner.judging() as rival:
             against = competitor(rival, options) if epoch > 1 else None
-            for step in trajectory(
-                watched, study, way, batch, generator, stage, loop.meter, against
-            ):
+            for step in trajectory(watched, way, batch, generator, stage, loop.meter, against):
                 images, terms = step
                 if loop.over:
                     break
@@ -133,8 +117,8 @@ def adi(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalM
         batches = (augment(x, options.augment, generator) for x, _ in known)
         entry = learner.learn_all(loop, batches, options.steps, watched.unwatched)
         logged = {name: term.item() for name, term in terms.items()}
-        stage.curve.append({"epoch": epoch, "images": len(pool)} | logged | entry)
-    return GlobalModel(student.cpu().eval(), (architecture,))
+        stage.log({"epoch": epoch, "images": len(pool)} | logged | entry)
+    return epochs.result()
 
 
 def inversion(options: Options, ensemble: Ensemble) -> InversionOptions:

@@ -8,12 +8,12 @@ pooled training images, with the epoch chosen on the pooled validation images.
 from __future__ import annotations
 
 from oneround.data import ImageSet
-from oneround.methods import GlobalModel
+from oneround.methods import SimulatedSites
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.schema import Strict
 from oneround.site.training import train_client
-from oneround.study import Study
 
 NAME = "centralized"
 
@@ -27,17 +27,18 @@ class Options(Strict):
 PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
 
 
-def centralized(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def centralized(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """The study's first architecture, trained on everything."""
-    sites = run.images_of_sites("centralized training").values()
+    simulated = SimulatedSites.of(run, "centralized training")
+    sites = simulated.images.values()
     train = ImageSet.join([train for train, _ in sites])
     val = [val for _, val in sites if val is not None]
     client = train_client(
-        study.model_copy(update={"sites": ()}),
+        simulated.study.model_copy(update={"sites": ()}),
         NAME,
         train,
         ImageSet.join(val) if val else None,
         stage=run.stage(NAME),
     )
     sent = train.images.nbytes + sum(part.images.nbytes for part in val)
-    return GlobalModel(client.model, (client.architecture,), bytes_sent=sent)
+    return Model(client.model, ensemble.task, (client.architecture,), bytes_sent=sent)

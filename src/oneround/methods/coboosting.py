@@ -38,7 +38,8 @@ from pydantic import Field
 from torch import nn
 
 from oneround.data.augment import augment
-from oneround.distillation.student import Learner, StudentOptions, new_student
+from oneround.distillation.epochs import Epochs, PoolOptions
+from oneround.distillation.student import StudentOptions
 from oneround.distillation.synthesis.bank import Pool
 from oneround.distillation.synthesis.generator import (
     GeneratorOptions,
@@ -47,25 +48,19 @@ from oneround.distillation.synthesis.generator import (
     fit_images,
 )
 from oneround.distillation.synthesis.statistics import watch
-from oneround.methods import GlobalModel
-from oneround.models.ensemble import Ensemble, Rule
-from oneround.runs.loop import Loop
+from oneround.model_file import Model
+from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.schema import Strict
-from oneround.study import Augmentation, Study
 
 NEEDS = "Nothing; client models with BatchNorm if bn_weight is not 0."
 
 
-class Options(Strict):
+class Options(PoolOptions):
     """Everything that can be chosen.
 
     Attributes:
-        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
-            all sites share theirs, else ``probabilities``.
-        epochs: each adds one batch of images, and goes over all of them once.
-        synthesis_batch_size: images that each epoch adds.
-        batch_size: images in one step of the votes and of the student.
+        batch_size: Images in each step of the votes and of the student.
         one_hot_weight: α_oh.
         hardness: h.
         adversarial_weight: α_adv.
@@ -73,16 +68,9 @@ class Options(Strict):
         vote_step: μ, by which a vote changes with one batch in the first epoch.
         vote_decay: δ.
         perturbation: ε, in units of the network input.
-        augment: random changes of every image from the pool.
-        checkpoint_every: epochs between checkpoints.
-        generator: the generator.
-        distillation: the student.
+        generator: The generator.
     """
 
-    rule: Rule = "auto"
-    epochs: int = Field(default=10, ge=1)
-    synthesis_batch_size: int = Field(default=64, ge=2)
-    batch_size: int = Field(default=64, ge=2)
     one_hot_weight: float = Field(default=1.0, ge=0)
     hardness: float = Field(default=1.0, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
@@ -90,8 +78,6 @@ class Options(Strict):
     vote_step: float = Field(default=0.01, ge=0)
     vote_decay: float = Field(default=0.99, gt=0, le=1)
     perturbation: float = Field(default=8 / 255, ge=0)
-    augment: tuple[Augmentation, ...] = ("flip", "shift")
-    checkpoint_every: int = Field(default=1, ge=1)
     generator: GeneratorOptions = GeneratorOptions(width=32, steps=10)
     distillation: StudentOptions = StudentOptions(learning_rate=0.01)
 
@@ -112,23 +98,23 @@ PRESETS: dict[str, Strict] = {
 }
 
 
-def coboosting(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def coboosting(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """The method; it resumes after the last epoch that was kept."""
-    stage, size, classes = run.stage("distillation"), options.batch_size, len(study.classes)
-    student, architecture = new_student(ensemble, study, options.distillation, stage)
-    learner, pool = Learner(student, options.distillation, stage), Pool()
+    pool, size, task = Pool(), options.batch_size, ensemble.task
     teacher = watch(ensemble.with_rule(options.rule), needed=options.bn_weight > 0)
     votes = Votes(teacher)
-    parts = learner.parts | {"pool": pool, "votes": votes}
-    loop = Loop(stage, options.epochs, parts, keep_every=options.checkpoint_every)
-    for epoch in loop:
-        generator = stage.generator(epoch)
-        y = torch.randint(classes, (options.synthesis_batch_size,), generator=generator)
+    epochs = Epochs(
+        ensemble, run, options.distillation, epochs=options.epochs,
+        keep_every=options.checkpoint_every, parts={"pool": pool, "votes": votes},
+    )  # fmt: skip
+    learner, loop, stage = epochs.learner, epochs.loop, epochs.stage
+    for epoch, generator in epochs:
+        y = torch.randint(len(task.classes), (options.synthesis_batch_size,), generator=generator)
         with learner.judging() as rival:
             targets = stage.fabric.to_device(y)
             judge = partial(judged, teacher, rival, targets=targets, options=options)
             images, terms = fit_images(
-                loop, study.image, len(y), judge, options.generator, generator
+                loop, task.image, len(y), judge, options.generator, generator
             )
         step = options.vote_step * options.vote_decay ** (epoch - 1)
         for x, known in pool.batches(size, generator):
@@ -143,8 +129,8 @@ def coboosting(ensemble: Ensemble, study: Study, run: Run, options: Options) -> 
         change = partial(harder, teacher, size=options.perturbation, generator=generator)
         entry = learner.learn_all(loop, batches, count, teacher, change)
         named = {f"vote_{k + 1}": vote for k, vote in enumerate(votes.value.tolist())}
-        stage.curve.append({"epoch": epoch, "images": len(pool)} | terms | entry | named)
-    return GlobalModel(student.cpu().eval(), (architecture,))
+        stage.log({"epoch": epoch, "images": len(pool)} | terms | entry | named)
+    return epochs.result()
 
 
 class Votes(nn.Module):

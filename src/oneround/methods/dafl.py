@@ -31,50 +31,42 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from oneround.distillation.student import LOGGED, Learner, StudentOptions, new_student
+from oneround.distillation.epochs import EpochOptions, Epochs
+from oneround.distillation.student import StudentOptions
 from oneround.distillation.synthesis.generator import Generator
 from oneround.distillation.synthesis.statistics import watch
-from oneround.methods import GlobalModel
-from oneround.models.ensemble import Ensemble, Rule
-from oneround.runs.loop import Loop
+from oneround.model_file import Model
+from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.runs.stage import derived_seed
 from oneround.schema import Strict
-from oneround.study import Study
 
 NEEDS = "Nothing of the client models."
 
 
-class Options(Strict):
+class Options(EpochOptions):
     """Everything that can be chosen.
 
     Attributes:
-        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
-            all sites share theirs, else ``probabilities``.
-        epochs: how often the state is logged.
-        iterations: steps of generator and student in each epoch.
-        batch_size: images in each step; they are used once.
-        latent: numbers that one image is made from.
-        width: channels before the last layer of the generator.
-        generator_learning_rate: of Adam.
+        epochs: Epochs, after each of which the state is logged.
+        batch_size: Images in each step; they are used once.
+        iterations: Steps of generator and student in each epoch.
+        latent: Random numbers that one image is made from.
+        width: Channels before the last layer of the generator.
+        generator_learning_rate: Learning rate of Adam on the generator.
         one_hot_weight: α_oh.
         activation_weight: α_a.
         entropy_weight: α_ie.
-        checkpoint_every: epochs between checkpoints.
-        distillation: the student.
     """
 
-    rule: Rule = "auto"
     epochs: int = Field(default=16, ge=1)
     iterations: int = Field(default=12, ge=1)
-    batch_size: int = Field(default=64, ge=2)
     latent: int = Field(default=256, ge=1)
     width: int = Field(default=32, ge=1)
     generator_learning_rate: float = Field(default=0.02, gt=0)
     one_hot_weight: float = Field(default=0.05, ge=0)
     activation_weight: float = Field(default=0.01, ge=0)
     entropy_weight: float = Field(default=5.0, ge=0)
-    checkpoint_every: int = Field(default=1, ge=1)
     distillation: StudentOptions = StudentOptions(learning_rate=0.01, temperature=1)
 
 
@@ -95,21 +87,20 @@ PRESETS: dict[str, Strict] = {
 }
 
 
-def dafl(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def dafl(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """The method; it resumes after the last epoch that was kept."""
-    stage = run.stage("distillation")
-    student, architecture = new_student(ensemble, study, options.distillation, stage)
-    learner = Learner(student, options.distillation, stage)
+    seed = derived_seed(run.seed, "generator")
+    network = Generator(ensemble.task.image, options.latent, options.width, "tanh", seed)
+    network.to(run.fabric.device)
+    adam = torch.optim.Adam(network.parameters(), lr=options.generator_learning_rate)
+    epochs = Epochs(
+        ensemble, run, options.distillation, epochs=options.epochs,
+        keep_every=options.checkpoint_every, parts={"generator": network, "adam": adam},
+    )  # fmt: skip
+    learner, loop, stage = epochs.learner, epochs.loop, epochs.stage
     teacher = watch(ensemble.with_rule(options.rule))
     features = Features(teacher)
-    seed = derived_seed(stage.seed, "generator")
-    network = Generator(study.image, options.latent, options.width, "tanh", seed)
-    network.to(stage.fabric.device)
-    adam = torch.optim.Adam(network.parameters(), lr=options.generator_learning_rate)
-    parts = learner.parts | {"generator": network, "adam": adam}
-    loop = Loop(stage, options.epochs, parts, keep_every=options.checkpoint_every)
-    for epoch in loop:
-        generator = stage.generator(epoch)
+    for epoch, generator in epochs:
         for number in range(options.iterations):
             loop.within = number / options.iterations
             z = torch.randn(options.batch_size, options.latent, generator=generator)
@@ -124,9 +115,9 @@ def dafl(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Global
             if loop.over:
                 break
         logged = {name: term.item() for name, term in terms.items()}
-        stage.curve.append({"epoch": epoch} | logged | {name: entry[name] for name in LOGGED})
+        stage.log({"epoch": epoch} | logged | entry)
         loop.note = f"loss {entry['loss']:.3f}"
-    return GlobalModel(student.cpu().eval(), (architecture,))
+    return epochs.result()
 
 
 class Features:

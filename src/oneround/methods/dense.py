@@ -36,7 +36,8 @@ from pydantic import Field
 from torch import nn
 
 from oneround.data.augment import augment
-from oneround.distillation.student import Learner, StudentOptions, new_student
+from oneround.distillation.epochs import Epochs, PoolOptions
+from oneround.distillation.student import StudentOptions
 from oneround.distillation.synthesis.bank import Pool
 from oneround.distillation.synthesis.generator import (
     GeneratorOptions,
@@ -45,43 +46,28 @@ from oneround.distillation.synthesis.generator import (
     fit_images,
 )
 from oneround.distillation.synthesis.statistics import watch
-from oneround.methods import GlobalModel
-from oneround.models.ensemble import Ensemble, Rule
-from oneround.runs.loop import Loop
+from oneround.model_file import Model
+from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.schema import Strict
-from oneround.study import Augmentation, Study
 
 NEEDS = "Client models with BatchNorm, unless bn_weight is 0."
 
 
-class Options(Strict):
+class Options(PoolOptions):
     """Everything that can be chosen.
 
     Attributes:
-        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
-            all sites share theirs, else ``probabilities``.
-        epochs: each adds one batch of images and distills on one pass over all of them.
-        synthesis_batch_size: images that each epoch adds.
-        batch_size: images in one step of the student.
         one_hot_weight: α_oh.
         bn_weight: α_BN; 0 where a client model has no BatchNorm.
         adversarial_weight: α_adv.
-        augment: random changes of every image that the student and the generator's judges see.
-        checkpoint_every: epochs between checkpoints.
-        generator: the generator.
-        distillation: the student.
+        augment: Random changes of every image that the student and the generator's judges see.
+        generator: The generator.
     """
 
-    rule: Rule = "auto"
     epochs: int = Field(default=14, ge=1)
-    synthesis_batch_size: int = Field(default=64, ge=2)
-    batch_size: int = Field(default=64, ge=2)
     one_hot_weight: float = Field(default=1.0, ge=0)
-    bn_weight: float = Field(default=1.0, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
-    augment: tuple[Augmentation, ...] = ("flip", "shift")
-    checkpoint_every: int = Field(default=1, ge=1)
     generator: GeneratorOptions = GeneratorOptions(width=32, steps=10)
     distillation: StudentOptions = StudentOptions(learning_rate=0.005)
 
@@ -106,32 +92,32 @@ PRESETS: dict[str, Strict] = {
 }
 
 
-def dense(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def dense(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """The method; it resumes after the last epoch that was kept."""
-    stage, size = run.stage("distillation"), options.batch_size
-    student, architecture = new_student(ensemble, study, options.distillation, stage)
-    learner, pool = Learner(student, options.distillation, stage), Pool()
+    pool, size, task = Pool(), options.batch_size, ensemble.task
+    epochs = Epochs(
+        ensemble, run, options.distillation, epochs=options.epochs,
+        keep_every=options.checkpoint_every, parts={"pool": pool},
+    )  # fmt: skip
+    learner, loop, stage = epochs.learner, epochs.loop, epochs.stage
     ensemble = ensemble.with_rule(options.rule)
     teacher, watched = ensemble.folded(), watch(ensemble, needed=options.bn_weight > 0)
-    classes, parts = len(study.classes), learner.parts | {"pool": pool}
-    loop = Loop(stage, options.epochs, parts, keep_every=options.checkpoint_every)
-    for epoch in loop:
-        generator = stage.generator(epoch)
-        y = torch.randint(classes, (options.synthesis_batch_size,), generator=generator)
+    for epoch, generator in epochs:
+        y = torch.randint(len(task.classes), (options.synthesis_batch_size,), generator=generator)
         with learner.judging() as rival:
             targets = stage.fabric.to_device(y)
             judge = partial(
                 judged, watched, rival, targets=targets, options=options, generator=generator
             )
             images, terms = fit_images(
-                loop, study.image, len(y), judge, options.generator, generator
+                loop, task.image, len(y), judge, options.generator, generator
             )
         pool.add(images, y)
         known, count = pool.batches(size, generator), pool.batches_in_pass(size)
         batches = (augment(x, options.augment, generator) for x, _ in known)
         entry = learner.learn_all(loop, batches, count, teacher)
-        stage.curve.append({"epoch": epoch, "images": len(pool)} | terms | entry)
-    return GlobalModel(student.cpu().eval(), (architecture,))
+        stage.log({"epoch": epoch, "images": len(pool)} | terms | entry)
+    return epochs.result()
 
 
 def judged(

@@ -1,16 +1,15 @@
 """The client models used together, without a student.
 
 Guha et al., "One-shot federated learning", arXiv:1902.11175, 2019. Costs K times the memory
-and time of one network at every use, and hands every client model to every site.
+and time of one network at every use, and gives every client model to every site.
 """
 
 from __future__ import annotations
 
-from oneround.methods import GlobalModel
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble, Rule
 from oneround.runs.run import Run
 from oneround.schema import Strict
-from oneround.study import Study
 
 NEEDS = "Nothing."
 
@@ -29,7 +28,7 @@ class Options(Strict):
 PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
 
 
-def ensemble(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def ensemble(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """All client models, combined by ``options.rule``."""
     architectures = tuple(client.architecture for client in ensemble.clients)
-    return GlobalModel(ensemble.with_rule(options.rule), architectures)
+    return Model(ensemble.with_rule(options.rule), ensemble.task, architectures)

@@ -13,24 +13,22 @@ every round; the rate falls along a cosine over the rounds, for which the paper 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import itertools
 
-import torch
 from pydantic import Field
 from torch import nn
 
 from oneround import models
-from oneround.data import ImageSet
-from oneround.methods import GlobalModel
+from oneround.methods import SimulatedSites
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble, average, weighted_mean
 from oneround.models.inference import to_fast_layout
 from oneround.runs.loop import Loop
-from oneround.runs.optimization import learning_rate
+from oneround.runs.optimization import learning_rate, make_optimizer
 from oneround.runs.run import Run
-from oneround.runs.stage import Stage, derived_seed
+from oneround.runs.stage import derived_seed
 from oneround.schema import Strict
 from oneround.site.training import train_epoch
-from oneround.study import Study
 
 NEEDS = "One architecture for all sites; for many rounds a simulation."
 
@@ -52,55 +50,52 @@ class Options(Strict):
 PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
 
 
-def fedavg(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def fedavg(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """The average after the last round."""
-    model, architecture = average(ensemble), ensemble.clients[0].architecture
+    model, architecture, task = average(ensemble), ensemble.clients[0].architecture, ensemble.task
     if options.rounds == 1:
-        return GlobalModel(model, (architecture,))
-    sites = {
-        site: train for site, (train, _) in run.images_of_sites("FedAvg of many rounds").items()
-    }
-    start = derived_seed(study.seed, "initialization")
-    model = models.build(architecture, study.image, len(study.classes), start)
+        return Model(model, task, (architecture,))
+    simulated = SimulatedSites.of(run, "FedAvg of many rounds")
+    start = derived_seed(simulated.study.seed, "initialization")
+    model = models.build(architecture, task.image, len(task.classes), start)
     to_fast_layout(model)
     stage = run.stage("rounds")
     model = stage.fabric.to_device(model)
     loop = Loop(stage, options.rounds, {"model": model})
     for number in loop:
         rate = learning_rate("cosine", options.learning_rate, number - 1, options.rounds)
-        _one_round(model, sites, study, options.epochs, rate, stage, number, loop)
+        _one_round(model, simulated, options.epochs, rate, number, loop)
         loop.observe(model)
-    sent = 2 * options.rounds * len(sites) * models.size_in_bytes(model)
-    return GlobalModel(model.cpu().eval(), (architecture,), bytes_sent=sent)
+    sent = 2 * options.rounds * len(simulated.images) * models.size_in_bytes(model)
+    return Model(model.cpu().eval(), task, (architecture,), bytes_sent=sent)
 
 
 def _one_round(
     model: nn.Module,
-    sites: Mapping[str, ImageSet],
-    study: Study,
+    simulated: SimulatedSites,
     epochs: int,
     rate: float,
-    stage: Stage,
     number: int,
     loop: Loop,
 ) -> None:
     """Every site trains a copy of ``model``, which becomes their average."""
-    states, losses = [], []
-    for site, train in sites.items():
+    stage, spec = loop.stage, simulated.study.training
+    states, losses, images = [], [], []
+    for site, (train, _) in simulated.images.items():
         local = copy.deepcopy(model)
-        spec = study.training
-        optimizer = torch.optim.SGD(
+        optimizer = make_optimizer(
             local.parameters(),
-            lr=rate,
+            learning_rate=rate,
             momentum=spec.momentum,
             weight_decay=spec.weight_decay,
-            nesterov=spec.momentum > 0,
         )
-        wrapped = stage.fabric.setup(local, optimizer)
+        network, optimizer = stage.fabric.setup(local, optimizer)
         for epoch in range(epochs):
             draw = stage.generator(site, number, epoch)
-            loss = train_epoch(wrapped[0], wrapped[1], None, study, train, stage, draw, loop.meter)
+            rates = itertools.repeat(rate)
+            loss = train_epoch(network, optimizer, rates, simulated.study, train, loop, draw)
         states.append(local.state_dict())
         losses.append(loss)
-    model.load_state_dict(weighted_mean(states, [len(train) for train in sites.values()]))
-    stage.curve.append({"round": number, "loss": sum(losses) / len(losses), "learning_rate": rate})
+        images.append(len(train))
+    model.load_state_dict(weighted_mean(states, images))
+    stage.log({"round": number, "loss": sum(losses) / len(losses), "learning_rate": rate})

@@ -23,12 +23,12 @@ from oneround.data.augment import augment
 from oneround.data.reading import read_unlabeled
 from oneround.distillation.student import Learner, StudentOptions, new_student
 from oneround.errors import OneRoundError
-from oneround.methods import GlobalModel
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble, Rule
 from oneround.runs.loop import Loop
 from oneround.runs.run import Run
 from oneround.schema import Strict
-from oneround.study import Augmentation, Study
+from oneround.study import Augmentation
 
 NEEDS = "Unlabeled public images; one architecture for all sites, to start from the average."
 
@@ -69,7 +69,7 @@ PRESETS: dict[str, Strict] = {
 }
 
 
-def feddf(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def feddf(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """One round of FedDF."""
     if not options.public:
         raise OneRoundError(
@@ -78,9 +78,10 @@ def feddf(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Globa
         )
     ensemble = ensemble.with_rule(options.rule)
     teacher = ensemble.folded()
-    images = study.image.normalize(read_unlabeled(options.public, study.image, options.split))
+    image = ensemble.task.image
+    images = image.normalize(read_unlabeled(options.public, image, options.split))
     stage = run.stage("distillation")
-    student, architecture = new_student(ensemble, study, options.distillation, stage)
+    student, architecture = new_student(ensemble, options.distillation, stage)
     learner = Learner(student, options.distillation, stage)
     loop = Loop(stage, options.steps, learner.parts, keep_every=100)
     for step in loop:
@@ -92,6 +93,6 @@ def feddf(ensemble: Ensemble, study: Study, run: Run, options: Options) -> Globa
             log_p = teacher(x)
         entry = learner.learn(loop, x, log_p)
         if step % 50 == 0:
-            stage.curve.append({"step": step} | entry)
+            stage.log({"step": step} | entry)
         loop.note = f"loss {entry['loss']:.3f}"
-    return GlobalModel(student.cpu().eval(), (architecture,))
+    return Model(student.cpu().eval(), ensemble.task, (architecture,))

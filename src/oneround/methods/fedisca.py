@@ -27,16 +27,15 @@ import torch
 from pydantic import Field, model_validator
 
 from oneround.distillation.adaptation import with_batch_statistics
-from oneround.distillation.student import Learner, StudentOptions, new_student
+from oneround.distillation.epochs import Epochs
+from oneround.distillation.student import StudentOptions
 from oneround.distillation.synthesis import InversionOptions
 from oneround.distillation.synthesis.inversion import Batch, trajectory
 from oneround.distillation.synthesis.statistics import watch
-from oneround.methods import GlobalModel
+from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble, Rule
-from oneround.runs.loop import Loop
 from oneround.runs.run import Run
 from oneround.schema import Strict
-from oneround.study import Study
 
 NEEDS = "Client models with BatchNorm."
 
@@ -85,29 +84,26 @@ PRESETS: dict[str, Strict] = {
 }
 
 
-def fedisca(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
-    """The method; a killed run goes on with the epoch that it was in."""
+def fedisca(ensemble: Ensemble, run: Run, options: Options) -> Model:
+    """The method; a killed run continues with the epoch that it was in."""
     ensemble = ensemble.with_rule(options.rule)
     teacher, adapted, watched = ensemble.folded(), with_batch_statistics(ensemble), watch(ensemble)
-    batch = Batch(torch.arange(options.inversion.images) % len(study.classes))
-    stage = run.stage("distillation")
-    student, architecture = new_student(ensemble, study, options.distillation, stage)
-    learner = Learner(student, options.distillation, stage)
-    loop = Loop(stage, options.epochs, learner.parts)
-    for epoch in loop:
-        way = trajectory(
-            watched, study, options.inversion, batch, stage.generator(epoch), stage, loop.meter
-        )
+    batch = Batch(torch.arange(options.inversion.images) % len(ensemble.task.classes))
+    epochs = Epochs(ensemble, run, options.distillation, epochs=options.epochs)
+    learner, loop, stage = epochs.learner, epochs.loop, epochs.stage
+    for epoch, generator in epochs:
+        way = trajectory(watched, options.inversion, batch, generator, stage, loop.meter)
         for step, (x, terms) in enumerate(way):  # noqa: B007
             loop.within = step / options.inversion.steps
             x = stage.mine(x)
-            share = torch.full((len(x),), loop.within, device=x.device)
+            share = torch.full((len(x),), loop.within, device=x.device)  # λ of the originals
             with loop.meter.step("teach"), torch.no_grad():
-                original, other = teacher(x), adapted(x)
-            entry = learner.learn(loop, x, original, other, share)
+                taught = torch.stack([teacher(x), adapted(x)])
+            weight = torch.stack([share, 1 - share])
+            entry = learner.learn(loop, x, taught, weight, ("original", "noise_adapted"))
             if loop.over:
                 break
         inverted = {name: term.item() for name, term in terms.items()}
-        stage.curve.append({"epoch": epoch} | entry | inverted)
+        stage.log({"epoch": epoch} | entry | inverted)
         loop.note = f"loss {entry['loss']:.3f}"
-    return GlobalModel(student.cpu().eval(), (architecture,))
+    return epochs.result()

@@ -2,7 +2,7 @@
 
 Ours, of parts that are known: prior correction (Saerens et al., *Neural Computation* 2002; Menon et
 al., ICLR 2021), model inversion (Yin et al., CVPR 2020), distillation (Hinton et al., 2015) and a
-last layer that is trained anew on fixed features (Kirichenko et al., ICLR 2023). It rests on three
+last layer that is trained again on fixed features (Kirichenko et al., ICLR 2023). It rests on three
 observations, measured in docs/research-log.md:
 
 1. A site's class mix is in its model. Taking it out costs nothing (the bias of the last layer) and
@@ -21,7 +21,7 @@ So, with experts f_k (the corrected client models) and their class-count-weighte
 
 with h the features of f_0, which stay as real images made them, and s_c = ρ·n_0c/(n_0c + 10) + ε:
 of a class that its site knows the student keeps its answers; one that it has not seen it learns
-from the others, with caution. Where sites keep their class counts their models are taken as they
+from the others, with caution. Where sites withhold their class counts, their models are taken as they
 are, and the student stays close to its start.
 """
 
@@ -40,7 +40,7 @@ from oneround.data.augment import augment
 from oneround.distillation.gallery import write_gallery
 from oneround.distillation.student import broadest_client
 from oneround.distillation.synthesis import ImageBank, InversionOptions, synthesize
-from oneround.methods import GlobalModel
+from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble, Rule, prior_corrected
 from oneround.models.inference import last_layer
 from oneround.runs.cost import Meter
@@ -49,7 +49,7 @@ from oneround.runs.optimization import learning_rate, set_learning_rate
 from oneround.runs.run import Run
 from oneround.runs.stage import Stage
 from oneround.schema import Strict
-from oneround.study import Augmentation, Study
+from oneround.study import Augmentation
 
 NEEDS = (
     "Client models with BatchNorm that end with a fully connected layer; better with class counts."
@@ -105,38 +105,36 @@ class Options(Strict):
 PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
 
 
-def extend(
-    ensemble: Ensemble, study: Study, options: Options, earlier: Path, added: Sequence[str]
-) -> Options:
-    """Options for a run that goes on from an earlier one when sites come late: images of the new
-    client models alone; the last layer, which costs next to nothing, is taught anew."""
+def extend(ensemble: Ensemble, options: Options, earlier: Path, added: Sequence[str]) -> Options:
+    """Options for a run that continues an earlier one when sites come late: images of the new
+    client models alone; the last layer, which costs next to nothing, is taught again."""
     images = max(1, round(options.inversion.images * len(added) / len(ensemble.clients)))
     inversion = options.inversion.model_copy(update={"images": images})
     return options.model_copy(update={"inversion": inversion})
 
 
-def headfit(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def headfit(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """The method; every stage resumes where it was."""
-    experts = prior_corrected(ensemble.with_rule(options.rule), study)
-    first = broadest_client(experts, study)
+    experts = prior_corrected(ensemble.with_rule(options.rule))
+    first = broadest_client(experts)
     assert first, "there is a client model"
     synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
-    bank = synthesize(experts, study, options.inversion, synthesis, run.kept)
-    if run.leads:
-        write_gallery(run.path, study.image, bank)
+    bank = synthesize(experts, options.inversion, synthesis, run.kept)
+    write_gallery(run, experts.task.image, bank)
     stage = run.stage("distillation")
-    student = teach_last_layer(experts, first, bank, study, options.last_layer, stage)
-    return GlobalModel(student, (first.architecture,), notes=tuple(notes(first, study)))
+    student = teach_last_layer(experts, first, bank, options.last_layer, stage)
+    about = tuple(notes(first, experts.task.classes))
+    return Model(student, experts.task, (first.architecture,), notes=about)
 
 
-def notes(first: Client, study: Study) -> Iterator[str]:
+def notes(first: Client, classes: Sequence[str]) -> Iterator[str]:
     """Whose client model the global model is in most of its layers, and what that one lacks."""
     yield (
         f"All layers but the last are those of the client model of {first.site}: who gets the "
         "global model gets them."
     )
-    known = knowledge(first, len(study.classes)) >= 0.5
-    lacks = [name for name, enough in zip(study.classes, known, strict=True) if not enough]
+    known = knowledge(first, len(classes)) >= 0.5
+    lacks = [name for name, enough in zip(classes, known, strict=True) if not enough]
     if lacks:
         yield (
             f"{first.site} has hardly any image of {', '.join(lacks)}: what the global model knows "
@@ -148,22 +146,22 @@ def teach_last_layer(
     experts: Ensemble,
     first: Client,
     bank: ImageBank,
-    study: Study,
     options: LastLayerOptions,
     stage: Stage,
 ) -> nn.Module:
     """A copy of the model of ``first`` whose last layer has learned from the experts what its
     site lacks; in eval mode, on the CPU."""
+    task = experts.task
     student = copy.deepcopy(first.model).eval().requires_grad_(False)
-    layer = last_layer(student, study.image, len(study.classes)).requires_grad_(True)
+    layer = last_layer(student, task.image, len(task.classes)).requires_grad_(True)
     optimizer = torch.optim.Adam(layer.parameters(), lr=options.learning_rate)
     parts: dict[str, Stateful] = {"layer": layer, "optimizer": optimizer}
     loop = Loop(stage, options.steps, parts, keep_every=options.checkpoint_every)
     with loop.meter.paused() if loop.done else nullcontext():
-        meter = Meter() if loop.done else loop.meter  # a run that goes on has paid already
-        own, taught, features = lessons(experts, first, bank, study, options, stage, meter)
+        meter = Meter() if loop.done else loop.meter  # a run that continues has paid already
+        own, taught, features = lessons(experts, first, bank, options, stage, meter)
     soft = (taught / options.temperature).softmax(1)
-    stay = options.trust * knowledge(first, len(study.classes)).to(own.device) + options.caution
+    stay = options.trust * knowledge(first, len(task.classes)).to(own.device) + options.caution
     for step in loop:
         rate = learning_rate("cosine", options.learning_rate, loop.done, loop.steps)
         set_learning_rate(optimizer, rate)
@@ -183,7 +181,7 @@ def teach_last_layer(
         if step % 50 == 0 or step == options.steps:
             agreement = (logits.argmax(1) == soft[chosen].argmax(1)).float().mean().item()
             entry = {"loss": loss.item(), "learning_rate": rate, "agreement": agreement}
-            stage.curve.append({"step": step} | entry)
+            stage.log({"step": step} | entry)
         loop.note = f"loss {loss.item():.3f}"
     return student.requires_grad_(False).cpu().eval()
 
@@ -192,7 +190,6 @@ def lessons(
     experts: Ensemble,
     first: Client,
     bank: ImageBank,
-    study: Study,
     options: LastLayerOptions,
     stage: Stage,
     meter: Meter,
@@ -200,8 +197,9 @@ def lessons(
     """Views of the bank, as many as the FLOPs of the stage pay for, at least one: logits of
     ``first``, (N, classes), log-probabilities of the experts together, (N, classes), and features
     of ``first``, (N, D)."""
+    task = experts.task
     model = copy.deepcopy(first.model).eval()
-    layer = last_layer(model, study.image, len(study.classes))
+    layer = last_layer(model, task.image, len(task.classes))
     features: list[torch.Tensor] = []
     own, taught = [], []
     quick = experts.folded()
@@ -223,7 +221,7 @@ def lessons(
 
 def knowledge(client: Client, classes: int) -> torch.Tensor:
     """n_c / (n_c + 10), (classes,), of the images n_c that its site has of each class; 1 where it
-    keeps its class counts."""
+    withholds its class counts."""
     if client.class_counts is None:
         return torch.ones(classes)
     counts = torch.tensor(client.class_counts, dtype=torch.float32)

@@ -23,22 +23,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
+from oneround.data.augment import augment
 from oneround.data.structure_noise import NoiseOptions, StructureNoise
 from oneround.distillation.adaptation import AdaptationOptions, adapt_to_noise
-from oneround.distillation.gallery import write_gallery
+from oneround.distillation.gallery import PER_KIND, NoisePictures, write_gallery
 from oneround.distillation.student import broadest_client, new_student
-from oneround.distillation.synthesis import InversionOptions, synthesize
-from oneround.distillation.training import DistillationOptions, Samples, train_student
-from oneround.methods import GlobalModel
-from oneround.model_file import WEIGHTS, model_config
-from oneround.models.ensemble import Ensemble, Rule
+from oneround.distillation.synthesis import ImageBank, InversionOptions, synthesize
+from oneround.distillation.training import (
+    DistillationOptions,
+    bank_samples,
+    recalibrates,
+    train_student,
+)
+from oneround.model_file import WEIGHTS, Model, model_config
+from oneround.models.ensemble import Client, Ensemble, Rule
 from oneround.runs.run import Run
+from oneround.runs.stage import Stage
 from oneround.schema import Strict
-from oneround.study import Study
 
 NEEDS = "Client models with BatchNorm."
 
@@ -49,18 +55,41 @@ MOST = 0.5
 """Of the images of a class: what late sites must have more of, if an extension is to start from
 one of their client models."""
 
+TEACHERS = ("original", "noise_adapted")
+
+
+class NoiseDistillationOptions(DistillationOptions):
+    """How the student is trained on pseudo intermediate samples.
+
+    Attributes:
+        mix: What a bank image is mixed with. ``noise``: structure noise, which gives pseudo
+            intermediate samples; ``bank``: another bank image (mixup, Zhang et al. 2018);
+            ``none``: nothing.
+        beta: Parameters of λ ~ Beta(a, b), the weight of the bank image.
+        weight_per: One λ for every ``image``; or one for a ``batch``, so that BatchNorm of the
+            student sees one degree of noise at a time, as on FedISCA's trajectory.
+        teachers: ``both``, weighted by λ and 1 − λ, or one of the two ensembles alone.
+        noise_pool: Structure noise images generated ahead and used again at random positions.
+    """
+
+    mix: Literal["noise", "bank", "none"] = "noise"
+    beta: tuple[float, float] = (1.0, 1.0)
+    weight_per: Literal["image", "batch"] = "image"
+    teachers: Literal["both", "original", "noise-adapted"] = "both"
+    noise_pool: int = Field(default=2048, ge=1)
+
 
 class Options(Strict):
     """Everything that can be chosen, part by part.
 
     Attributes:
-        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
+        rule: How the outputs of the client models become one; ``auto``: ``class-counts`` if
             all sites share theirs, else ``probabilities``.
-        synthesis_share: where the run has a limit of FLOPs, the share that the bank may cost.
-        inversion: the image bank.
-        noise: structure noise.
-        adaptation: the noise-adapted copies.
-        distillation: the student.
+        synthesis_share: Share of the FLOPs that the bank may cost, where the run has a limit.
+        inversion: The image bank.
+        noise: Structure noise.
+        adaptation: The noise-adapted copies.
+        distillation: The student.
     """
 
     rule: Rule = "auto"
@@ -68,11 +97,11 @@ class Options(Strict):
     inversion: InversionOptions = InversionOptions()
     noise: NoiseOptions = NoiseOptions()
     adaptation: AdaptationOptions = AdaptationOptions()
-    distillation: DistillationOptions = DistillationOptions()
+    distillation: NoiseDistillationOptions = NoiseDistillationOptions()
 
 
 PRESETS: dict[str, Strict] = {
-    "quick": Options(distillation=DistillationOptions(mix="none")),
+    "quick": Options(distillation=NoiseDistillationOptions(mix="none")),
     "paper": Options(
         rule="logits",
         inversion=InversionOptions(
@@ -84,7 +113,7 @@ PRESETS: dict[str, Strict] = {
             bn_weight=10,
         ),
         noise=NoiseOptions(contrast=1),
-        distillation=DistillationOptions(
+        distillation=NoiseDistillationOptions(
             steps=50_000,
             batch_size=256,
             learning_rate=0.1,
@@ -96,10 +125,8 @@ PRESETS: dict[str, Strict] = {
 }
 
 
-def extend(
-    ensemble: Ensemble, study: Study, options: Options, earlier: Path, added: Sequence[str]
-) -> Options:
-    """Options for a run that goes on from an earlier one when sites come late.
+def extend(ensemble: Ensemble, options: Options, earlier: Path, added: Sequence[str]) -> Options:
+    """Options for a run that continues an earlier one when sites come late.
 
     Images of the new client models alone, as many for each as every other has, and a share of the
     steps. From the earlier global model; but where the late sites have more than half of the
@@ -108,7 +135,6 @@ def extend(
 
     Args:
         ensemble: all client models, the new ones too.
-        study: the agreement.
         options: of a full run.
         earlier: RUN folder of the earlier global model.
         added: sites that are new.
@@ -118,7 +144,7 @@ def extend(
     inversion, distillation = options.inversion, options.distillation
     change: dict[str, Any] = {"steps": max(1, round(distillation.steps * max(share, LEAST_STEPS)))}
     brings_a_class = ensemble.weights[late].sum(0).max() > MOST
-    first = broadest_client(ensemble, study, distillation.student)
+    first = broadest_client(ensemble, distillation.student)
     from_a_client = distillation.start in ("auto", "corrected")
     late_is_first = from_a_client and first is not None and first.site in added
     if not (brings_a_class and late_is_first):
@@ -134,17 +160,120 @@ def extend(
     )
 
 
-def kang2025(ensemble: Ensemble, study: Study, run: Run, options: Options) -> GlobalModel:
+def kang2025(ensemble: Ensemble, run: Run, options: Options) -> Model:
     """The method; every stage resumes where it was."""
-    ensemble = ensemble.with_rule(options.rule)
-    noise = StructureNoise(study.image, options.noise)
+    ensemble, task = ensemble.with_rule(options.rule), ensemble.task
+    noise = StructureNoise(task.image, options.noise)
     synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
-    bank = synthesize(ensemble, study, options.inversion, synthesis, run.kept)
+    bank = synthesize(ensemble, options.inversion, synthesis, run.kept)
     adapted = adapt_to_noise(ensemble, noise, options.adaptation, run.stage("adaptation"))
-    distillation = run.stage("distillation")
-    samples = Samples(bank, noise, options.distillation, distillation)
-    if run.leads:
-        write_gallery(run.path, study.image, bank, noise, samples)
-    student, architecture = new_student(ensemble, study, options.distillation, distillation)
-    train_student(ensemble, adapted, samples, student, options.distillation, distillation)
-    return GlobalModel(student, (architecture,))
+    stage, how = run.stage("distillation"), options.distillation
+    samples = Mixtures(bank, noise, how, stage)
+    write_gallery(run, task.image, bank, pictures(bank, noise, how, samples))
+    student, architecture = new_student(ensemble, how, stage)
+    teacher = Teachers(ensemble, adapted, how)
+    end = bank if recalibrates(how, mixtures=how.mix != "none") else None
+    train_student(teacher, samples, student, how, stage, names=teacher.names, recalibrate_on=end)
+    return Model(student, task, (architecture,))
+
+
+class Teachers:
+    """The client models and their noise-adapted copies, each asked if it has a weight.
+
+    Attributes:
+        clients: The client models.
+        names: Of the teachers in the log, if there are two.
+    """
+
+    clients: tuple[Client, ...]
+    names: tuple[str, ...]
+
+    def __init__(
+        self, original: Ensemble, adapted: Ensemble, options: NoiseDistillationOptions
+    ) -> None:
+        if options.teachers == "noise-adapted":
+            asked = [adapted]
+        elif options.teachers == "original" or options.mix != "noise":
+            asked = [original]
+        else:
+            asked = [original, adapted]
+        self.clients, self.draw = original.clients, original.draw
+        self.names = TEACHERS if len(asked) > 1 else ()
+        self._asked = [ensemble.folded() for ensemble in asked]
+
+    def __call__(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
+        """Log-probabilities, (B, classes), or of both, (2, B, classes)."""
+        answers = [ensemble(x, asked) for ensemble in self._asked]
+        return torch.stack(answers) if len(answers) > 1 else answers[0]
+
+
+class Mixtures:
+    """Samples x̃ = λ·x_s + (1 − λ)·x_n of bank images x_s and structure noise x_n, or whatever
+    else ``options.mix`` says, and the weights of the teachers."""
+
+    def __init__(
+        self,
+        bank: ImageBank,
+        noise: StructureNoise,
+        options: NoiseDistillationOptions,
+        stage: Stage,
+    ) -> None:
+        self.bank, self.options = bank, options
+        self.noise = torch.empty(0)
+        if options.mix == "noise":
+            self.noise = noise.sample(options.noise_pool, stage.generator("noise")).half()
+
+    def __call__(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples x̃, (count, C, H, W), and weights: λ and 1 − λ, (2, count), if both teach."""
+        x, share = self.draw(count, generator)
+        if self.options.mix == "noise" and self.options.teachers == "both":
+            return x, torch.stack([share, 1 - share])
+        return x, torch.ones(count)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples x̃, (count, C, H, W), and the share λ of the bank image in each, (count,)."""
+        options = self.options
+        if options.mix == "none":
+            return bank_samples(self.bank, options.augment)(count, generator)
+        images = self.bank.sample(count, generator)
+        draws = 1 if options.weight_per == "batch" else count
+        share = beta(draws, *options.beta, generator).expand(count)
+        if options.mix == "noise":
+            other = self._noise(count, generator)
+        else:
+            other = self.bank.sample(count, generator)
+        part = share.view(-1, 1, 1, 1)
+        return part * augment(images, options.augment, generator) + (1 - part) * other, share
+
+    def _noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Noise images from the pool, all at one random cyclic shift."""
+        noise = self.noise[torch.randint(len(self.noise), (count,), generator=generator)].float()
+        shifts = [int(torch.randint(side, (), generator=generator)) for side in noise.shape[-2:]]
+        return noise.roll(shifts, (-2, -1))
+
+
+def beta(count: int, a: float, b: float, generator: torch.Generator) -> torch.Tensor:
+    """(count,) samples of Beta(a, b), which torch cannot sample with a generator of its own."""
+    if a == b == 1:
+        return torch.rand(count, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return torch.distributions.Beta(a, b).sample((count,))
+
+
+def pictures(
+    bank: ImageBank,
+    noise: StructureNoise,
+    options: NoiseDistillationOptions,
+    samples: Mixtures,
+) -> NoisePictures:
+    """Noise and mixtures for the report; where none are used, what they would have been."""
+    generator = torch.Generator().manual_seed(0)
+    names = noise.options.families
+    families = torch.arange(len(names)).repeat_interleave(PER_KIND)
+    if options.mix != "noise":
+        shown = options.model_copy(update={"mix": "noise", "noise_pool": 64})
+        samples = Mixtures(bank, noise, shown, Stage("gallery"))
+    mixed, weight = samples.draw(2 * PER_KIND, generator)
+    images = noise.sample_of(families, generator)
+    return NoisePictures(images, families, tuple(names), mixed, weight, options.mix)

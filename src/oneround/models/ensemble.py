@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from oneround.errors import OneRoundError
-from oneround.models.inference import folded, last_layer, to_fast_layout
-from oneround.study import ArchitectureSpec, Study
+from oneround.models.inference import folded, inference_copy, last_layer
+from oneround.study import ArchitectureSpec, Task
 
 Rule = Literal["auto", "logits", "probabilities", "class-counts", "prior-corrected"]
 """How client outputs become one; ``auto``: ``class-counts`` where all sites share theirs,
@@ -68,7 +68,7 @@ class Client:
         model: from (B, C, H, W) to logits (B, classes).
         architecture: its name and arguments.
         images: number of training images.
-        class_counts: training images of each class, or ``None`` if the site keeps them.
+        class_counts: training images of each class, or ``None`` if the site withholds them.
         loss: training loss of these weights at the site, or ``None`` if it is not known.
         balanced: it was trained with classes weighted inverse to their frequency, so that all
             classes of its site count the same to it.
@@ -87,53 +87,66 @@ class Ensemble(nn.Module):
     """Frozen client models with a combination rule.
 
     Args:
-        clients: K client models; architectures may differ.
+        clients: K client models; architectures may differ. They are copied, so that what is
+            given stays as it is.
+        task: what they are for.
         rule: see :data:`Rule`.
 
     Attributes:
+        task: what they are for.
         weights: share of each client in every class, (K, classes), by class counts.
         log_priors: log π_kc, the class mix that each client model has learned, (K, classes), with
-            one image added to every class; equal where a site keeps its class counts.
+            one image added to every class; equal where a site withholds its class counts.
         votes: how much each client counts, (K,), at least 0; 1 unless a method learns them.
 
     Raises:
-        OneRoundError: a rule that needs class counts, and a site keeps its own.
+        OneRoundError: a rule that needs class counts, and a site withholds its own.
     """
 
     weights: torch.Tensor
     log_priors: torch.Tensor
     votes: torch.Tensor
 
-    def __init__(self, clients: Sequence[Client], rule: Rule = "auto") -> None:
+    def __init__(self, clients: Sequence[Client], task: Task, rule: Rule = "auto") -> None:
         super().__init__()
-        secret = [client.site for client in clients if client.class_counts is None]
+        copies = [replace(client, model=inference_copy(client.model)) for client in clients]
+        self._assemble(copies, task, rule)
+
+    def _assemble(self, clients: Sequence[Client], task: Task, rule: Rule) -> None:
+        withheld = [client.site for client in clients if client.class_counts is None]
         if rule == "auto":
-            rule = "probabilities" if secret else "class-counts"
-        if rule in ("class-counts", "prior-corrected") and secret:
+            rule = "probabilities" if withheld else "class-counts"
+        if rule in ("class-counts", "prior-corrected") and withheld:
             raise OneRoundError(
-                f"the rule {rule} needs the class counts of {', '.join(secret)}.",
+                f"the rule {rule} needs the class counts of {', '.join(withheld)}.",
                 remedy="Use the rule `probabilities`, or ask the sites to share their counts.",
             )
-        self.clients = tuple(clients)
+        self.clients, self.task = tuple(clients), task
         self.rule: Rule = rule
-        self.models = nn.ModuleList(client.model for client in clients).eval()
-        self.models.requires_grad_(False)
-        for model in self.models:
-            to_fast_layout(model)
+        self.models = nn.ModuleList(client.model for client in clients)
         class_counts = [client.class_counts for client in clients]
         self.register_buffer("weights", _weights(class_counts))
         self.register_buffer("log_priors", _log_priors(clients))
         self.register_buffer("votes", torch.ones(len(clients)))
 
+    def of(self, clients: Sequence[Client], rule: Rule) -> Ensemble:
+        """These client models (not copies of them) with a rule, on the device of this ensemble."""
+        other = Ensemble.__new__(Ensemble)
+        nn.Module.__init__(other)
+        other._assemble(clients, self.task, rule)
+        return other.eval().to(self.weights.device)
+
     def with_rule(self, rule: Rule) -> Ensemble:
-        """The same client models (not copies) with another rule, on the same device; all votes
-        are 1."""
-        return Ensemble(self.clients, rule).to(self.weights.device)
+        """The same client models (not copies) with another rule; all votes are 1."""
+        return self.of(self.clients, rule)
 
     def folded(self) -> Ensemble:
-        """A faster copy for inference alone; see :func:`oneround.folded`."""
-        clients = [replace(client, model=folded(client.model)) for client in self.clients]
-        copied = Ensemble(clients, self.rule).to(self.weights.device)
+        """A faster copy for inference alone; see :func:`oneround.models.inference.folded`."""
+        copied = Ensemble(
+            [replace(client, model=folded(client.model)) for client in self.clients],
+            self.task,
+            self.rule,
+        ).to(self.weights.device)
         copied.votes = self.votes  # the same votes, also when they change
         return copied
 
@@ -172,15 +185,15 @@ class Ensemble(nn.Module):
         return tuple(sorted(torch.randperm(clients, generator=generator)[:count].tolist()))
 
 
-def prior_corrected(ensemble: Ensemble, study: Study) -> Ensemble:
+def prior_corrected(ensemble: Ensemble) -> Ensemble:
     """Copies of the client models that answer as if their site had every class equally often.
 
     The class mix π_k of a site is in its model: p_k(c|x) ∝ p(x|c)·π_kc. The bias of the last
     layer takes −log π_kc, so that softmax(z_k − log π_k) ∝ p(x|c) (Saerens et al., *Neural
     Computation* 2002; Menon et al., ICLR 2021). Two things change: a frequent class is not
     preferred, and a site that has hardly seen a class no longer votes against it. One image is
-    added to every class, for those that a site has none of. Where a site keeps its class counts,
-    its model stays as it is; where it was trained with weighted classes, those that it has are
+    added to every class, for those that a site has none of. Where a site withholds its class
+    counts, its model stays as it is; where it was trained with weighted classes, those that it has are
     equally frequent to it. The rule ``prior-corrected`` becomes ``class-counts``.
 
     Raises:
@@ -190,11 +203,11 @@ def prior_corrected(ensemble: Ensemble, study: Study) -> Ensemble:
     for client, log_prior in zip(ensemble.clients, ensemble.log_priors, strict=True):
         model = copy.deepcopy(client.model)
         if client.class_counts is not None:
-            layer = last_layer(model, study.image, len(log_prior))
+            layer = last_layer(model, ensemble.task.image, len(log_prior))
             layer.bias.data -= log_prior.to(layer.bias.device)
         clients.append(replace(client, model=model))
     rule: Rule = "class-counts" if ensemble.rule == "prior-corrected" else ensemble.rule
-    return Ensemble(clients, rule).to(ensemble.weights.device)
+    return ensemble.of(clients, rule)
 
 
 def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:

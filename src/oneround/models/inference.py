@@ -65,6 +65,13 @@ def to_fast_layout(model: nn.Module) -> None:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def inference_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, without gradients, in the fast layout; ``model`` stays as it is."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    to_fast_layout(copied)
+    return copied
+
+
 class _Tracer(fx.Tracer):
     """Sees every convolution and BatchNorm layer as a whole, those of other packages too."""
 

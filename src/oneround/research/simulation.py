@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from oneround import methods
 from oneround.coordinator.aggregate import (
+    Changes,
     collect_results,
     ensemble_of,
     ledger_of,
@@ -26,10 +28,13 @@ from oneround.data import ImageSet, Splits, describe, read_splits
 from oneround.data.partition import by_site, dirichlet_shares, equal_shares, split_by_shares
 from oneround.errors import OneRoundError
 from oneround.evaluation import evaluate
-from oneround.methods import GlobalModel, Method
+from oneround.methods import Method, SimulatedSites
+from oneround.model_file import Model
 from oneround.models.ensemble import RULES, Ensemble, Rule, average
+from oneround.runs.callbacks import Callback, progress_of
+from oneround.runs.device import fabric_for
 from oneround.runs.run import TRAINING, Run
-from oneround.runs.stage import Progress, derived_seed, silent
+from oneround.runs.stage import derived_seed
 from oneround.schema import Strict, merged, parse_assignment
 from oneround.site.training import train_client
 from oneround.study import ArchitectureSpec, ImageSpec, Study, preset
@@ -109,16 +114,18 @@ def simulate(
     *,
     sites: int,
     partition: Partition,
-    method: Method,
-    options: Strict,
     out: str | os.PathLike[str],
+    method: str | Method = methods.DEFAULT,
+    preset: str | None = None,
+    options: Strict | Changes | None = None,
     beta: float = 0.6,
     flops: float | None = None,
     resume: bool = False,
+    device: str = "auto",
     fabric: Fabric | None = None,
-    progress: Progress = silent,
+    callbacks: Sequence[Callback] = (),
 ) -> Results:
-    """Divide, train at every site, hand in, distill, evaluate.
+    """Divide, train at every site, submit, aggregate, evaluate.
 
     Args:
         splits: the data set; sites get disjoint parts of ``train`` and ``val``.
@@ -126,14 +133,17 @@ def simulate(
             architecture k modulo their number.
         sites: number of sites; ignored when ``partition`` is ``site``.
         partition: ``iid``, ``dirichlet`` over labels, or ``site`` by the site column.
+        out: RUN folder; see :func:`oneround.coordinator.aggregate.aggregate`, also for all that
+            is not listed here.
         method: how the global model is made.
+        preset: of the method.
         options: of the method.
-        out: RUN folder; see :func:`oneround.coordinator.aggregate.distill`.
         beta: of the Dirichlet partition.
-        flops: see :func:`oneround.coordinator.aggregate.distill`.
-        resume: go on with an interrupted run.
-        fabric: device and precision.
-        progress: called with stage, steps done, steps in all and a note.
+        flops: that the method may spend.
+        resume: continue an interrupted run.
+        device: where to compute.
+        fabric: device and precision, in place of ``device``.
+        callbacks: watch the run.
 
     Returns:
         What is in ``results.json``.
@@ -145,8 +155,9 @@ def simulate(
     if splits.test is None or not len(splits.test):
         raise OneRoundError(
             "the data set has no test images to report on.",
-            remedy="Add a test split, or use `oneround train` and `oneround distill`.",
+            remedy="Add a test split, or use `oneround train` and `oneround aggregate`.",
         )
+    method, options = methods.configured(method, preset, options)
     parts = divide(splits, study, sites, partition, beta)
     for site in parts:
         study.require_site(site)
@@ -158,9 +169,10 @@ def simulate(
         "options": options.model_dump(mode="json"),
     } | limit(flops)
     with Run(
-        out, configuration, seed=study.seed, resume=resume, fabric=fabric, progress=progress,
-        flops=flops or math.inf, sites=parts,
+        out, configuration, seed=study.seed, resume=resume, fabric=fabric or fabric_for(device),
+        callbacks=callbacks, flops=flops or math.inf, simulated=SimulatedSites(study, parts),
     ) as run:  # fmt: skip
+        assert run.path is not None, "it was given"
         submissions = train_sites(run, study, parts)
         made = make_global_model(run, study, submissions, method, options)
         rule: Rule = getattr(options, "rule", "auto")
@@ -219,7 +231,8 @@ def _by_column(splits: Splits) -> dict[str, tuple[ImageSet, ImageSet | None]]:
 def train_sites(
     run: Run, study: Study, parts: dict[str, tuple[ImageSet, ImageSet | None]]
 ) -> list[Submission]:
-    """Every site trains and hands in; what is handed in already is kept."""
+    """Every site trains and submits; what is there already is kept."""
+    assert run.path is not None, "submissions are files"
     folder = run.path / "submissions"
     folder.mkdir(exist_ok=True)
     paths = []
@@ -237,7 +250,7 @@ def evaluate_all(
     run: Run,
     study: Study,
     submissions: Sequence[Submission],
-    made: GlobalModel,
+    made: Model,
     test: ImageSet,
     rule: Rule,
 ) -> tuple[Models, list[str]]:
@@ -249,14 +262,14 @@ def evaluate_all(
         for c, count in enumerate(s.manifest.class_counts or ())
         if count == 0
     ]
-    total = len(submissions) + len(RULES) + 2
+    tell, total = progress_of(run.callbacks), len(submissions) + len(RULES) + 2
     done = 0
 
     def measured(model: torch.nn.Module, name: str) -> dict[str, object]:
         nonlocal done
         metrics = evaluate(model, test, study.image, fabric=run.fabric)
         done += 1
-        run.progress("evaluation", done, total, name)
+        tell("evaluation", done, total, name)
         return metrics.model_dump()
 
     sites = [
@@ -279,7 +292,7 @@ def evaluate_all(
         "fedavg": fedavg,
         "ensemble": rules[ensemble.with_rule(rule).rule],
         "rules": rules,
-        "global": measured(made.model, "global model"),
+        "global": measured(made.network, "global model"),
     }
     return Models.model_validate(models), notes
 

@@ -8,9 +8,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from oneround.errors import OneRoundError
 from oneround.runs.checkpoint import load_state, save_state
 from oneround.runs.cost import Cost
 from oneround.runs.stage import Stage
+
+CHECKPOINT = "checkpoint.pt"
+"""Name of the checkpoint in the folder of a stage."""
 
 
 class Stateful(Protocol):
@@ -59,7 +63,7 @@ class Loop:
     ) -> None:
         self.stage, self.steps, self.parts, self.keep_every = stage, steps, parts or {}, keep_every
         self.done, self.within, self.note = 0, 0.0, ""
-        self._path = stage.file("checkpoint.pt")
+        self._path = stage.file(CHECKPOINT)
         self._resume()
         self.meter = stage.meter()
 
@@ -119,6 +123,12 @@ class Loop:
         if self._path is None or not self._path.exists():
             return
         state = load_state(self._path)
+        if not state.keys() >= {*self.parts, "step", "cost", "curve", "observed"}:
+            raise OneRoundError(
+                "this checkpoint is of another version of oneround.",
+                file=self._path,
+                remedy="Continue with that version, or delete the checkpoint to start again.",
+            )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         stage = self.stage

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from filelock import FileLock, Timeout
 
-from oneround.data import ImageSet
 from oneround.errors import OneRoundError
 from oneround.files import read_json, write_atomic, write_json
+from oneround.runs.callbacks import Callback
 from oneround.runs.cost import Cost
-from oneround.runs.stage import Observer, Progress, Stage, cpu, silent
+from oneround.runs.device import cpu
+from oneround.runs.stage import Stage
 from oneround.schema import now
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ TRAINING = "training"
 """Stage of client training, which is no part of a method."""
 
 PROGRESS = "progress.json"
-"""Of the RUN folder: the step that was last told, for who looks on. Decides nothing."""
+"""Of the RUN folder: the last step that was reported, for who looks on. Decides nothing."""
 
 _LOCK = ".lock"
 
@@ -55,16 +56,17 @@ class Run:
     """A RUN folder that this process alone works in; use it in a ``with`` statement.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder; made if it is not there. ``None``: nothing is kept, so nothing can be
+            resumed.
         configuration: everything that decides the result, ready for JSON.
         seed: of all stages.
         resume: go on with what is in the folder.
         fabric: device, precision, processes; the CPU by default.
-        progress: told about every step of every stage.
         flops: what the method may spend in all; training at the sites does not count.
-        observer: looks at the student on its way; what it saw is in :meth:`observed`.
-        sites: images of the sites, training and validation, in a simulation. Only the two ends
-            of the scale (centralized training, FedAvg of many rounds) may ask for them.
+        callbacks: watch every step of every stage; what an observer among them saw is in
+            :meth:`observed`.
+        simulated: what only a simulation has, for the methods that need it; see
+            :class:`oneround.methods.SimulatedSites`.
         kept: of an earlier run that this one extends.
 
     Raises:
@@ -74,69 +76,72 @@ class Run:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None,
         configuration: Mapping[str, Any],
         *,
         seed: int = 0,
         resume: bool = False,
         fabric: Fabric | None = None,
-        progress: Progress = silent,
+        callbacks: Sequence[Callback] = (),
         flops: float = math.inf,
-        observer: Observer | None = None,
-        sites: Mapping[str, tuple[ImageSet, ImageSet | None]] | None = None,
+        simulated: object = None,
         kept: Kept = Kept(),
     ) -> None:
-        self.path = Path(path)
+        self.path = None if path is None else Path(path)
         self.configuration = dict(configuration)
         self.seed, self.resume = seed, resume
         self.fabric = fabric or cpu()
-        self.progress = _Noted(self.path / PROGRESS, progress) if self.leads else progress
-        self.flops, self.observer, self.sites = flops, observer, sites
-        self.kept = kept
+        self.callbacks = tuple(callbacks)
+        self.flops, self.simulated, self.kept = flops, simulated, kept
         self.stages: dict[str, Stage] = {}
-        self._lock = FileLock(self.path / _LOCK)
+        self._lock: FileLock | None = None
         self._handler: logging.Handler | None = None
 
     def __enter__(self) -> Self:
-        if self.leads:
-            self._open()
+        if self.path is None and self.fabric.world_size > 1:
+            raise OneRoundError(
+                "several processes share their work through a RUN folder, and there is none.",
+                remedy="Give a folder as out.",
+            )
+        if self.path is not None and self.leads:
+            self._open(self.path)
         try:
             self.fabric.barrier()
         except RuntimeError as error:
             raise self._lost(error) from error
         return self
 
-    def _open(self) -> None:
+    def _open(self, path: Path) -> None:
         """Take hold of the folder."""
+        lock = FileLock(path / _LOCK)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0.5)  # :func:`is_working` may hold it for a moment
+            path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0.5)  # :func:`is_working` may hold it for a moment
         except Timeout as error:
             raise OneRoundError(
                 "another process is working in this folder.",
-                file=self.path,
+                file=path,
                 remedy="Wait until it is done, or choose another --out.",
             ) from error
         except OSError as error:
             raise OneRoundError(
                 f"cannot be used as RUN folder: {error.strerror}.",
-                file=self.path,
+                file=path,
                 remedy="Choose a folder that you may write to as --out.",
             ) from error
         try:
-            self._check_configuration()
+            self._check_configuration(path)
         except BaseException:
-            self._lock.release()
-            if not (self.path / "configuration.json").exists():
-                Path(self._lock.lock_file).unlink(
-                    missing_ok=True
-                )  # not a RUN folder: leave no trace
+            lock.release()
+            if not (path / "configuration.json").exists():
+                Path(lock.lock_file).unlink(missing_ok=True)  # not a RUN folder: leave no trace
             raise
-        self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        self._lock = lock
+        self.callbacks = (_ProgressFile(path / PROGRESS), *self.callbacks)
+        self._handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
-        log.setLevel(logging.INFO)
-        log.info("resumed" if self.resume else "started")
+        self.say("resumed" if self.resume else "started")
 
     def _lost(self, error: RuntimeError) -> OneRoundError:
         """What a process says whose partner has ended."""
@@ -154,13 +159,14 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            log.info("finished")
+            self.say("finished")
         else:
-            log.error("stopped: %s", str(error) or type(error).__name__)
+            self.say(f"stopped: {str(error) or type(error).__name__}", logging.ERROR)
         if self._handler is not None:
             log.removeHandler(self._handler)
             self._handler.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
         if isinstance(error, RuntimeError) and lost and self.fabric.world_size > 1:
             raise self._lost(error) from error
@@ -179,14 +185,13 @@ class Run:
         self.stages[key] = Stage(
             name,
             self.seed,
-            self.path / (folder or name) / part,
+            None if self.path is None else self.path / (folder or name) / part,
             self.fabric,
-            self.progress,
+            self.callbacks,
             flops=max(0, self.flops - before.flops) * share,
             before=before,
-            observer=self.observer,
         )
-        log.info("stage %s", key)
+        self.say(f"stage {key}")
         return self.stages[key]
 
     @property
@@ -198,18 +203,10 @@ class Run:
         """What the method has cost; training at the sites is no part of it."""
         return sum((s.cost for s in self.stages.values() if s.name != TRAINING), Cost())
 
-    def images_of_sites(self, purpose: str) -> Mapping[str, tuple[ImageSet, ImageSet | None]]:
-        """The images of all sites, which only a simulation has.
-
-        Raises:
-            OneRoundError: this run is no simulation.
-        """
-        if self.sites is None:
-            raise OneRoundError(
-                f"{purpose} needs the images of all sites, which only a simulation has.",
-                remedy="Use `oneround simulate`, or a method that works from submissions.",
-            )
-        return self.sites
+    def say(self, message: str, level: int = logging.INFO) -> None:
+        """Write a line into the log of the RUN folder, whatever the application's loggers show."""
+        if self._handler is not None:
+            self._handler.handle(log.makeRecord(log.name, level, __file__, 0, message, (), None))
 
     def observed(self) -> list[dict[str, float]]:
         """What the observer saw in all stages, in order."""
@@ -234,15 +231,15 @@ class Run:
                 curves[name] = stage.curve
         return curves
 
-    def _check_configuration(self) -> None:
+    def _check_configuration(self, folder: Path) -> None:
         """Keep the configuration of a new run; compare with that of an older one."""
-        path = self.path / "configuration.json"
+        path = folder / "configuration.json"
         if not path.exists():
-            others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            others = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
             if others:
                 raise OneRoundError(
                     f"the folder is not empty and holds no run ({sorted(others)[0]}, …).",
-                    file=self.path,
+                    file=folder,
                     remedy="Choose a new folder as --out.",
                 )
             write_json(path, self.configuration)
@@ -250,7 +247,7 @@ class Run:
         if not self.resume:
             raise OneRoundError(
                 "the folder holds a run already.",
-                file=self.path,
+                file=folder,
                 remedy="Add --resume to go on with it, or choose another --out.",
             )
         different = sorted(_differences(read_json(path), self.configuration))
@@ -262,22 +259,21 @@ class Run:
             )
 
 
-class _Noted:
-    """Progress that is told on, and noted in a file, at most once a second."""
+class _ProgressFile(Callback):
+    """Notes the progress in a file, at most once a second."""
 
-    def __init__(self, path: Path, tell: Progress) -> None:
-        self._path, self._tell, self._last = path, tell, -math.inf
+    def __init__(self, path: Path) -> None:
+        self._path, self._last = path, -math.inf
 
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        self._tell(stage, done, total, note)
+    def on_progress(self, stage: str, done: int, total: int, note: str) -> None:
+        """Write the step, if the last one was a second ago."""
         if time.monotonic() - self._last < 1:
             return
         self._last = time.monotonic()
         step = {"stage": stage, "done": done, "total": total, "note": note}
-        with suppress(OneRoundError):  # a run goes on without it
-            write_atomic(
-                self._path, json.dumps(step | {"time": now().isoformat()}).encode(), durable=False
-            )
+        with suppress(OneRoundError):  # a run continues without it
+            content = json.dumps(step | {"time": now().isoformat()}).encode()
+            write_atomic(self._path, content, durable=False)
 
 
 def is_working(path: Path) -> bool:

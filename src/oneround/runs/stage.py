@@ -10,60 +10,25 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from oneround.errors import OneRoundError
+from oneround.runs.callbacks import Callback, Observer
 from oneround.runs.cost import Cost, Meter
+from oneround.runs.device import cpu
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-Progress = Callable[[str, int, int, str], None]
-"""``progress(stage, done, total, note)``, called often."""
-
-
-def silent(stage: str, done: int, total: int, note: str) -> None:
-    """Show no progress."""
-
-
-def cpu() -> Fabric:
-    """The default device: this process, on the CPU, in single precision."""
-    from lightning_fabric import Fabric  # takes seconds to import
-
-    return Fabric(accelerator="cpu", devices=1)
 
 
 def derived_seed(*parts: object) -> int:
     """A seed in [0, 2⁶³) that depends on all ``parts``; equal on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-@dataclass(frozen=True)
-class Observer:
-    """Looks at a student on its way, at costs that double from one look to the next.
-
-    Attributes:
-        look: what is to be known of a network, such as its accuracy on test images. Nothing may
-            be chosen by it.
-        first: FLOPs of the run at which it looks for the first time.
-    """
-
-    look: Callable[[nn.Module], dict[str, float]]
-    first: float = 1e11
-
-    def due(self, flops: float, last: float) -> bool:
-        """Whether to look, now that ``flops`` are spent; the last look was at ``last``."""
-        return self._mark(flops) > self._mark(last)
-
-    def _mark(self, flops: float) -> int:
-        return int(math.log2(flops / self.first)) + 1 if flops >= self.first else 0
 
 
 @dataclass
@@ -75,14 +40,13 @@ class Stage:
         seed: of all randomness of this stage.
         folder: where finished pieces are kept; ``None``: nowhere, and nothing can be resumed.
         fabric: device, precision and processes.
-        progress: told about every step.
+        callbacks: watch every step.
         flops: what it may spend; it stops when that is spent.
         before: what the stages before it have cost.
-        observer: looks at the student on its way; what it saw is in ``observed``.
         cost: what the stage has cost, interruptions left out.
         curve: its log: one dict of numbers for each logged step.
-        observed: one dict for each look: ``flops`` and ``seconds`` since the start of the run,
-            and what the observer saw.
+        observed: one dict for each look of an observer: ``flops`` and ``seconds`` since the start
+            of the run, and what it saw.
 
     Raises:
         OneRoundError: mixed precision with a scaled loss.
@@ -92,10 +56,9 @@ class Stage:
     seed: int = 0
     folder: Path | None = None
     fabric: Fabric = field(default_factory=cpu)
-    progress: Progress = silent
+    callbacks: tuple[Callback, ...] = ()
     flops: float = math.inf
     before: Cost = field(default_factory=Cost)
-    observer: Observer | None = None
     cost: Cost = field(default_factory=Cost)
     curve: list[dict[str, Any]] = field(default_factory=list)
     observed: list[dict[str, float]] = field(default_factory=list)
@@ -143,6 +106,21 @@ class Stage:
         return batch.tensor_split(world)[self.fabric.global_rank]
 
     def tell(self, done: int, total: int, note: str = "") -> None:
-        """Report progress."""
-        if self.leads:
-            self.progress(self.name, done, total, note)
+        """Report progress to the callbacks."""
+        for callback in self.callbacks if self.leads else ():
+            callback.on_progress(self.name, done, total, note)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Add a row to the curve, and show it to the callbacks."""
+        self.curve.append(entry)
+        self.show(entry)
+
+    def show(self, entry: dict[str, Any]) -> None:
+        """Show a row of the curve to the callbacks."""
+        for callback in self.callbacks if self.leads else ():
+            callback.on_log(self.name, entry)
+
+    @property
+    def observer(self) -> Observer | None:
+        """The callback that looks at the student on its way, if there is one."""
+        return next((c for c in self.callbacks if isinstance(c, Observer)), None)

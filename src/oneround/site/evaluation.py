@@ -136,13 +136,13 @@ def evaluate_at_site(
 
     def measured(path: str | os.PathLike[str]) -> Told:
         loaded = load_model(path)
-        if (loaded.classes, loaded.image) != (study.classes, study.image):
+        if loaded.task != study.task:
             raise OneRoundError(
                 "the model has other classes or images than the study.",
                 file=path,
                 remedy="Give the global model of this study, and the site's own submission to it.",
             )
-        return _told(evaluate(loaded.model, images, study.image, fabric=fabric), least)
+        return _told(evaluate(loaded.network, images, study.image, fabric=fabric), least)
 
     if own is not None and (other := read_submission(own).manifest.site) != site:
         raise OneRoundError(

@@ -1,8 +1,9 @@
-"""The part of a site: images in, the one file out."""
+"""All that a hospital does before it submits: images in, the one file out."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from oneround.data import Splits
 from oneround.errors import OneRoundError
+from oneround.runs.callbacks import Callback
 from oneround.runs.cost import Cost
-from oneround.runs.stage import Progress, Stage, cpu, derived_seed, silent
+from oneround.runs.device import fabric_for
+from oneround.runs.loop import CHECKPOINT
+from oneround.runs.stage import Stage, derived_seed
 from oneround.site.contact_sheet import write_contact_sheet
-from oneround.site.training import CHECKPOINT, TrainedClient, train_client
+from oneround.site.training import TrainedClient, train_client
 from oneround.study import ArchitectureSpec, Study
 from oneround.submission import Manifest, check_submission
 
@@ -26,7 +30,7 @@ class Made:
     """A submission that was just written.
 
     Attributes:
-        file: the one file to hand in.
+        file: the one file to submit.
         contact_sheet: picture of what the network sees; it stays at the site.
         client: what is in the file.
         manifest: what the file says of it.
@@ -47,8 +51,9 @@ def make_submission(
     file: str | os.PathLike[str],
     *,
     architecture: ArchitectureSpec | None = None,
+    device: str = "auto",
     fabric: Fabric | None = None,
-    progress: Progress = silent,
+    callbacks: Sequence[Callback] = (),
 ) -> Made:
     """All that a site does with its images: train, and write the file beside a contact sheet.
 
@@ -59,8 +64,9 @@ def make_submission(
         study, site, architecture: as for :func:`oneround.site.training.train_client`.
         splits: images of the site.
         file: the submission to write; an older one is replaced.
-        fabric: device and precision; the CPU by default.
-        progress: called with stage, epochs done, epochs in all and a note.
+        device: where to train; see :data:`oneround.runs.device.Device`.
+        fabric: device and precision, in place of ``device``.
+        callbacks: watch the training.
 
     Raises:
         OneRoundError: as for :func:`oneround.site.training.train_client`, or ``file`` is there and is
@@ -76,7 +82,8 @@ def make_submission(
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet, work = file.with_suffix(".contact-sheet.png"), file.with_suffix(".training")
     write_contact_sheet(sheet, study, splits.train)
-    stage = Stage("training", derived_seed(study.seed, site), work, fabric or cpu(), progress)
+    fabric = fabric or fabric_for(device)
+    stage = Stage("training", derived_seed(study.seed, site), work, fabric, tuple(callbacks))
     client = train_client(
         study, site, splits.train, splits.val, architecture=architecture, stage=stage
     )

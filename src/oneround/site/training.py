@@ -14,19 +14,19 @@ import torch
 from torch import nn
 
 from oneround import models
-from oneround.data import ImageSet, batches
+from oneround.data import ImageSet, as_image_set, batches
 from oneround.data.augment import augment
+from oneround.data.image_set import Images
 from oneround.errors import OneRoundError
-from oneround.evaluation import evaluate, predict
+from oneround.evaluation import Metrics, evaluate, predict
 from oneround.models.ensemble import Client
 from oneround.models.inference import to_fast_layout
-from oneround.runs.checkpoint import load_state, save_state
-from oneround.runs.cost import Cost, Meter
+from oneround.runs.device import fabric_for
+from oneround.runs.loop import CHECKPOINT, Loop, Stateful
+from oneround.runs.optimization import learning_rate, make_optimizer, set_learning_rate
 from oneround.runs.stage import Stage, derived_seed
 from oneround.study import ArchitectureSpec, Study, TrainingSpec
 from oneround.submission import Manifest, TrainingSummary, write_submission
-
-CHECKPOINT = "checkpoint.pt"
 
 SMALLEST_BATCH = 8
 """Statistics of fewer images say little to BatchNorm."""
@@ -34,7 +34,7 @@ SMALLEST_BATCH = 8
 
 @dataclass(frozen=True)
 class TrainedClient(Client):
-    """A client model fresh from training, in eval mode, on the CPU.
+    """A client model after training, in eval mode, on the CPU.
 
     Attributes:
         training: how it went.
@@ -59,26 +59,30 @@ class TrainedClient(Client):
 def train_client(
     study: Study,
     site: str,
-    train: ImageSet,
-    val: ImageSet | None = None,
+    train: Images,
+    val: Images | None = None,
     *,
     architecture: ArchitectureSpec | None = None,
     model: nn.Module | None = None,
     stage: Stage | None = None,
+    device: str = "auto",
 ) -> TrainedClient:
     """Train as the study says; the epoch with the lowest validation loss is the result.
 
-    All sites of a study start from the same random weights, one draw for each architecture:
+    All sites of a study start from the same random weights, one set for each architecture:
     averaging weights makes sense only then (McMahan et al., AISTATS 2017, figure 1).
 
     Args:
-        study: classes, image shape and training recipe.
-        site: this site's name; its seed derives from the study's seed and this name.
-        train: training images.
-        val: the site's own validation images; by default a part of ``train`` is cut off.
-        architecture: one of the study's; the first by default.
-        model: a network to train instead of a fresh one of ``architecture``.
-        stage: where epochs are kept, so that an interrupted training goes on.
+        study: Classes, image shape and training recipe.
+        site: This site's name; its seed derives from the study's seed and this name.
+        train: Training images, an image set or any data set or data loader of pixels in [0, 1]
+            and labels.
+        val: The site's own validation images; by default a part of ``train`` is held out.
+        architecture: One of the study's; the first by default.
+        model: A network to train in place, instead of a fresh one of ``architecture``.
+        stage: Where epochs are kept, so that an interrupted training continues; its device
+            counts.
+        device: Where to train without a stage; see :data:`oneround.runs.device.Device`.
 
     Raises:
         OneRoundError: no training image, images of another shape, a network that does not fit
@@ -87,7 +91,7 @@ def train_client(
     """
     study.require_site(site)
     seed = derived_seed(study.seed, site)
-    stage = stage or Stage("training", seed)
+    stage = stage or Stage("training", seed, fabric=fabric_for(device))
     spec, architecture = study.training, architecture or study.architectures[0]
     if architecture not in study.architectures:
         raise OneRoundError(
@@ -95,140 +99,148 @@ def train_client(
             remedy=f"Use one of {', '.join(map(str, study.architectures))}.",
         )
     train, val = _splits(study, train, val, stage)
-    start = derived_seed(study.seed, "initialization")
-    network = model or models.build(architecture, study.image, len(study.classes), start)
+    network = model or _initial(study, architecture)
     models.require_fit(network, study.image, len(study.classes))
     to_fast_layout(network)
-    optimizer, schedule = _optimizer(network, spec, training_steps(len(train), spec))
-    wrapped, optimizer = stage.fabric.setup(network, optimizer)
-    best: dict[str, Any] = {"loss": float("inf"), "epoch": 0, "model": {}}
-    checkpoint = stage.file(CHECKPOINT)
-    identity = (
-        f"{study.hash} {architecture} {seed} {_fingerprint(train, val) if checkpoint else ''}"
+    optimizer = make_optimizer(
+        network.parameters(),
+        learning_rate=spec.learning_rate,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
     )
-    first = 1
-    if checkpoint is not None and checkpoint.exists():
-        state = load_state(checkpoint)
-        if state["identity"] != identity:
-            raise OneRoundError(
-                "this checkpoint belongs to another study or site, or the images have changed.",
-                file=checkpoint,
-                remedy="Delete the checkpoint to start anew, or choose another --out.",
-            )
-        network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first, best = state["epoch"] + 1, state["best"]
-        stage.cost, stage.curve = Cost(**state["cost"]), state["curve"]
-    meter = stage.meter()
-    for epoch in range(first, spec.epochs + 1):
-        generator = stage.generator(epoch)
-        loss = train_epoch(wrapped, optimizer, schedule, study, train, stage, generator, meter)
+    wrapped, optimizer = stage.fabric.setup(network, optimizer)
+    best = _Best()
+    identity = _Identity(stage, f"{study.hash} {architecture} {seed}", train, val)
+    parts: dict[str, Stateful] = {
+        "identity": identity, "model": network, "optimizer": optimizer, "best": best,
+    }  # fmt: skip
+    loop = Loop(stage, spec.epochs, parts)
+    for epoch in loop:
+        rates, generator = _rates(spec, len(train), epoch), stage.generator(epoch)
+        loss = train_epoch(wrapped, optimizer, rates, study, train, loop, generator)
         entry = {"epoch": epoch, "loss": loss} | _validate(wrapped, study, val, stage)
         if not (math.isfinite(entry["loss"]) and math.isfinite(entry["val_loss"])):
             raise OneRoundError(
                 f"the loss is not finite in epoch {epoch}.",
                 remedy="Agree on a smaller learning rate in the study.",
             )
-        stage.curve.append(entry)
-        if entry["val_loss"] < best["loss"]:
-            best = {"loss": entry["val_loss"], "epoch": epoch, "model": _copy(network)}
-        if checkpoint is not None:
-            state = {
-                "identity": identity,
-                "epoch": epoch,
-                "model": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "best": best,
-                "cost": meter.cost.model_dump(),
-                "curve": stage.curve,
-            }
-            save_state(checkpoint, state)
-        stage.tell(epoch, spec.epochs, f"{site}: {entry['val_accuracy']:.0%} on its own validation")
-    network.load_state_dict(best["model"])
-    stage.cost = meter.cost
+        stage.log(entry)
+        best.offer(entry["val_loss"], epoch, network)
+        loop.note = f"{site}: {entry['val_accuracy']:.0%} on its own validation"
+    network.load_state_dict(best.weights)
     network.cpu().eval()
-    metrics = evaluate(network, val, study.image, resamples=0)
-    summary = TrainingSummary(
-        epochs=spec.epochs,
-        best_epoch=best["epoch"],
-        loss=stage.curve[best["epoch"] - 1]["loss"],
-        validation={
-            name: value
-            for name in ("accuracy", "balanced_accuracy", "auroc")
-            if (value := getattr(metrics, name)) is not None
-        },
-    )
+    summary = _summary(spec, best.epoch, stage, evaluate(network, val, study.image, resamples=0))
     counts = tuple(train.class_counts().tolist())
     return TrainedClient(site, network, architecture, len(train), counts, training=summary)
 
 
-def _optimizer(
-    model: nn.Module, spec: TrainingSpec, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD with Nesterov momentum and the study's learning-rate schedule over ``steps``."""
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=spec.learning_rate,
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-        nesterov=spec.momentum > 0,
-    )
-    return optimizer, schedule_for(optimizer, spec.schedule, spec.learning_rate, steps)
+def _initial(study: Study, architecture: ArchitectureSpec) -> nn.Module:
+    """The network that all sites of the study start from."""
+    seed = derived_seed(study.seed, "initialization")
+    return models.build(architecture, study.image, len(study.classes), seed)
 
 
-def schedule_for(
-    optimizer: torch.optim.Optimizer, schedule: str, learning_rate: float, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """``one-cycle`` (Smith and Topin, 2019: up for 30 %, then down to zero), ``constant``, or
-    ``step``: a tenth from half, a hundredth from three quarters of the steps."""
-    if schedule == "step":
-        places = [steps // 2, steps * 3 // 4]
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, places)
-    if schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, cycle_momentum=False
+def _summary(
+    spec: TrainingSpec, best_epoch: int, stage: Stage, metrics: Metrics
+) -> TrainingSummary:
+    found = {name: getattr(metrics, name) for name in ("accuracy", "balanced_accuracy", "auroc")}
+    return TrainingSummary(
+        epochs=spec.epochs,
+        best_epoch=best_epoch,
+        loss=stage.curve[best_epoch - 1]["loss"],
+        validation={name: value for name, value in found.items() if value is not None},
     )
+
+
+class _Best:
+    """The weights of the epoch with the lowest validation loss so far; a part of a checkpoint."""
+
+    def __init__(self) -> None:
+        self.loss, self.epoch, self.weights = math.inf, 0, dict[str, torch.Tensor]()
+
+    def offer(self, loss: float, epoch: int, network: nn.Module) -> None:
+        """Keep a copy of the weights if ``loss`` is lower than all before."""
+        if loss < self.loss:
+            state = network.state_dict().items()
+            self.loss, self.epoch = loss, epoch
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Loss, epoch and weights."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        vars(self).update(state)
+
+
+class _Identity:
+    """What a checkpoint belongs to: study, architecture, seed, and all images of the site."""
+
+    def __init__(self, stage: Stage, text: str, *images: ImageSet) -> None:
+        self._path = stage.file(CHECKPOINT)
+        self._text = f"{text} {_fingerprint(*images)}" if self._path else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it in one line."""
+        return {"text": self._text}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare with what a checkpoint says.
+
+        Raises:
+            OneRoundError: it belongs to something else.
+        """
+        if state != self.state_dict():
+            raise OneRoundError(
+                "this checkpoint belongs to another study or site, or the images have changed.",
+                file=self._path,
+                remedy="Delete the checkpoint to start again, or choose another --out.",
+            )
+
+
+def _rates(spec: TrainingSpec, images: int, epoch: int) -> Iterator[float]:
+    """The learning rate of every step of an epoch (from 1)."""
+    steps = training_steps(images, spec)
+    per_epoch = steps // spec.epochs
+    for step in range((epoch - 1) * per_epoch, epoch * per_epoch):
+        yield learning_rate(spec.schedule, spec.learning_rate, step, steps)
 
 
 def train_epoch(
     model: Any,
     optimizer: Any,
-    schedule: torch.optim.lr_scheduler.LRScheduler | None,
+    rates: Iterator[float],
     study: Study,
     train: ImageSet,
-    stage: Stage,
+    loop: Loop,
     generator: torch.Generator,
-    meter: Meter,
 ) -> float:
     """One pass over the training images; the mean loss.
 
     Args:
-        model: in any mode; changed in place.
-        optimizer: of its weights.
-        schedule: makes a step after every batch, if there is one.
-        study: training recipe and normalization.
-        train: training images.
-        stage: its device.
-        generator: of their order and random changes.
-        meter: measures every step.
+        model: In any mode; changed in place.
+        optimizer: Of its weights.
+        rates: Learning rate of every step.
+        study: Training recipe and normalization.
+        train: Training images.
+        loop: Its device and meter.
+        generator: Of their order and random changes.
     """
+    fabric = loop.stage.fabric
     weights = class_weights(train.class_counts()) if study.training.class_weighted else None
-    loss_of = nn.CrossEntropyLoss(weight=weights).to(stage.fabric.device)
+    loss_of = nn.CrossEntropyLoss(weight=weights).to(fabric.device)
     model.train()
     total, seen = 0.0, 0
     for indices in batches(len(train), batch_size(len(train), study.training), generator):
         x = augment(study.image.normalize(train.pixels(indices)), study.training.augment, generator)
-        x, labels = stage.fabric.to_device((x, train.labels[indices]))
-        with meter.step(len(x)), _one_image_may_be_too_few():
+        x, labels = fabric.to_device((x, train.labels[indices]))
+        set_learning_rate(optimizer, next(rates))
+        with loop.meter.step(len(x)), _one_image_may_be_too_few():
             loss = loss_of(model(x), labels)
             optimizer.zero_grad()
-            stage.fabric.backward(loss)
+            fabric.backward(loss)
         optimizer.step()
-        if schedule is not None:
-            schedule.step()
         total, seen = total + loss.item() * len(x), seen + len(x)
     return total / seen
 
@@ -264,9 +276,11 @@ def _validate(model: nn.Module, study: Study, val: ImageSet, stage: Stage) -> di
 
 
 def _splits(
-    study: Study, train: ImageSet, val: ImageSet | None, stage: Stage
+    study: Study, train: Images, val: Images | None, stage: Stage
 ) -> tuple[ImageSet, ImageSet]:
     """Checked training and validation images; one image serves as both if there is no other."""
+    train = as_image_set(train, study.classes)
+    val = None if val is None else as_image_set(val, study.classes)
     if len(train) == 0:
         raise OneRoundError(
             "there is no training image.", remedy="Give this site at least one image of any class."
@@ -305,7 +319,3 @@ def training_steps(images: int, spec: TrainingSpec) -> int:
     """Optimization steps in all epochs; of one, those of :func:`oneround.data.batches`."""
     full, rest = divmod(images, batch_size(images, spec))
     return spec.epochs * max(1, full + (rest > 1))
-
-
-def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -19,7 +19,7 @@ from oneround.models.ensemble import Ensemble
 from oneround.runs.loop import Loop
 from oneround.runs.stage import Stage
 from oneround.study import ImageSpec
-from tests.tiny import IMAGE, clients, equal, seeded
+from tests.tiny import IMAGE, TASK, clients, equal, seeded
 
 OPTIONS = GeneratorOptions(latent=5, width=4, steps=8, learning_rate=0.01)
 
@@ -125,7 +125,7 @@ def test_adversarial_term_by_loop(boundary: bool, temperature: float) -> None:
 
 
 def test_batch_norm_term_is_the_mean_over_clients(tmp_path: Path) -> None:
-    watched = watch(Ensemble(clients(3)))
+    watched = watch(Ensemble(clients(3), TASK))
     watched(torch.randn(4, *IMAGE.shape, generator=seeded()))
     each = [statistics_distance(model, "sum").item() for model in watched.models]
     assert batch_norm_term(watched).item() == pytest.approx(math.fsum(each) / 3, rel=1e-5)

@@ -27,7 +27,7 @@ from oneround.errors import OneRoundError
 from oneround.models.ensemble import Client, Ensemble
 from oneround.runs.stage import Stage
 from oneround.study import ArchitectureSpec
-from tests.tiny import IMAGE, STUDY, clients, interrupted, seeded
+from tests.tiny import IMAGE, STUDY, TASK, clients, interrupted, seeded
 
 
 def options(**changes: object) -> InversionOptions:
@@ -71,7 +71,7 @@ def test_every_term_falls() -> None:
     stage = Stage("synthesis")
     weights = {"tv_weight": 0.01, "bn_weight": 0.1}
     chosen = options(batch_size=6, steps=60, learning_rate=0.1, **weights)
-    bank = synthesize(Ensemble(clients(2)), STUDY, chosen, stage)
+    bank = synthesize(Ensemble(clients(2), TASK), chosen, stage)
     first, last = stage.curve[0], stage.curve[-1]
     for term in ("total", "cross_entropy", "total_variation", "batch_norm"):
         assert last[term] < first[term], term
@@ -81,7 +81,7 @@ def test_every_term_falls() -> None:
 
 
 def test_targets_are_balanced_over_all_shards() -> None:
-    bank = synthesize(Ensemble(clients(1)), STUDY, options(images=8, steps=1), Stage("synthesis"))
+    bank = synthesize(Ensemble(clients(1), TASK), options(images=8, steps=1), Stage("synthesis"))
     assert bank.targets.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     assert bank.images.shape == (8, *IMAGE.shape)
     assert bank.images.dtype == torch.float16
@@ -117,7 +117,7 @@ def test_in_turn_every_client_gets_as_many_images_in_its_class_mix() -> None:
 
 def test_companions_are_others_drawn_anew() -> None:
     batch, generator = Batch(torch.arange(3), 1), seeded()
-    four, two = Ensemble(clients(4)), Ensemble(clients(2))
+    four, two = Ensemble(clients(4), TASK), Ensemble(clients(2), TASK)
     drawn = {_asked(batch, four, options(companions=2), generator) for _ in range(60)}
     assert drawn == {(1, *pair) for pair in itertools.permutations((0, 2, 3), 2)}
     assert len(_asked(batch, four, options(companions=9), generator)) == 4
@@ -131,7 +131,7 @@ def test_companions_are_others_drawn_anew() -> None:
 def test_a_part_of_the_clients_estimates_what_all_say() -> None:
     """The mean over all parts is the whole: of probabilities and of the BatchNorm term."""
     x, targets = torch.randn(4, *IMAGE.shape, generator=seeded()), torch.tensor([0, 1, 2, 2])
-    ensemble = Ensemble(clients(4), "probabilities")
+    ensemble = Ensemble(clients(4), TASK, "probabilities")
     watched, chosen = watch(ensemble), options(clients="together")
     whole = _together(watched, x, targets, (0, 1, 2, 3), chosen)
     parts = [
@@ -147,7 +147,7 @@ def test_asking_a_part_of_the_clients_costs_a_part() -> None:
     costs = []
     for asked in (0, 1):
         stage = Stage("synthesis")
-        synthesize(Ensemble(clients(4)), STUDY, options(clients="together", asked=asked), stage)
+        synthesize(Ensemble(clients(4), TASK), options(clients="together", asked=asked), stage)
         costs.append(stage.cost.flops)
     assert costs[1] < 0.5 * costs[0], "the hit rate is still that of all"
 
@@ -157,7 +157,7 @@ def test_companions_count_by_their_share_of_the_class() -> None:
         dataclasses.replace(client, class_counts=counts)
         for client, counts in zip(clients(2), [(10, 5, 0), (5, 10, 10)], strict=True)
     ]
-    ensemble, targets = Ensemble(members), torch.tensor([0, 1, 2, 2])
+    ensemble, targets = Ensemble(members, TASK), torch.tensor([0, 1, 2, 2])
     x = torch.randn(4, *IMAGE.shape, generator=seeded())
     watched = watch(ensemble)
     own, other = (
@@ -179,7 +179,7 @@ def test_in_turn_images_become_what_they_are_meant_for() -> None:
     secret = [dataclasses.replace(client, class_counts=None) for client in clients(2)]
     for members in (clients(2), secret):
         stage = Stage("synthesis")
-        bank = synthesize(Ensemble(members), STUDY, chosen, stage)
+        bank = synthesize(Ensemble(members, TASK), chosen, stage)
         assert len(bank) == 6
         for shard in (0, 1):
             first, *_, last = (e for e in stage.curve if e["shard"] == shard)
@@ -190,7 +190,7 @@ def test_in_turn_images_become_what_they_are_meant_for() -> None:
 
 def test_curve_is_logged_with_its_parts() -> None:
     stage = Stage("synthesis")
-    synthesize(Ensemble(clients(1)), STUDY, options(steps=26), stage)
+    synthesize(Ensemble(clients(1), TASK), options(steps=26), stage)
     assert [(e["shard"], e["step"]) for e in stage.curve] == [(0, 25), (0, 26), (1, 25), (1, 26)]
     for entry in stage.curve:
         parts = entry["cross_entropy"] + entry["total_variation"] + entry["batch_norm"]
@@ -198,11 +198,11 @@ def test_curve_is_logged_with_its_parts() -> None:
 
 
 def test_snapshots_are_taken_on_the_way() -> None:
-    ensemble = Ensemble(clients(1))
-    bank = synthesize(ensemble, STUDY, options(snapshots=(0.25, 0.5, 1.0)), Stage("synthesis"))
+    ensemble = Ensemble(clients(1), TASK)
+    bank = synthesize(ensemble, options(snapshots=(0.25, 0.5, 1.0)), Stage("synthesis"))
     assert len(bank) == 18
     assert sorted(bank.progress.tolist()) == [0.25] * 6 + [0.5] * 6 + [1.0] * 6
-    plain = synthesize(ensemble, STUDY, options(), Stage("synthesis"))
+    plain = synthesize(ensemble, options(), Stage("synthesis"))
     assert same(bank.finished(), plain), "snapshots change nothing else"
 
 
@@ -215,18 +215,18 @@ def test_snapshots_rise_and_end_at_the_end(points: tuple[float, ...]) -> None:
 @pytest.mark.parametrize("together", ["together", "in-turn"])
 @pytest.mark.parametrize("step", [2, 4, 6])  # in shard 0, after it, in shard 1
 def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, step: int, together: str) -> None:
-    ensemble, whole = Ensemble(clients(2)), Stage("synthesis", 1)
+    ensemble, whole = Ensemble(clients(2), TASK), Stage("synthesis", 1)
     chosen = options(clients=together)
-    straight = synthesize(ensemble, STUDY, chosen, whole)
+    straight = synthesize(ensemble, chosen, whole)
 
     def stage() -> Stage:
         return Stage("synthesis", 1, tmp_path)
 
     with interrupted(stopped := stage(), step):
-        synthesize(ensemble, STUDY, chosen, stopped)
+        synthesize(ensemble, chosen, stopped)
     kept = (tmp_path / "000.safetensors").stat().st_mtime_ns if step > 4 else None
     resumed = stage()
-    assert same(synthesize(ensemble, STUDY, chosen, resumed), straight)
+    assert same(synthesize(ensemble, chosen, resumed), straight)
     assert resumed.curve == whole.curve
     assert resumed.cost.flops == whole.cost.flops
     if kept is not None:
@@ -234,16 +234,16 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, step: int, togethe
 
 
 def test_another_seed_makes_other_images() -> None:
-    ensemble = Ensemble(clients(1))
-    banks = [synthesize(ensemble, STUDY, options(), Stage("synthesis", seed)) for seed in (1, 2)]
+    ensemble = Ensemble(clients(1), TASK)
+    banks = [synthesize(ensemble, options(), Stage("synthesis", seed)) for seed in (1, 2)]
     assert not torch.equal(banks[0].images, banks[1].images)
     assert not torch.equal(banks[0].images[:3], banks[0].images[3:])
 
 
 def test_networks_without_batch_norm_need_weight_zero() -> None:
     group = ArchitectureSpec(arguments={"width": 2, "norm": "group"})
-    ensemble = Ensemble([Client("north", models.build(group, IMAGE, 3), group, 10)])
+    ensemble = Ensemble([Client("north", models.build(group, IMAGE, 3), group, 10)], TASK)
     with pytest.raises(OneRoundError, match="north has no BatchNorm"):
-        synthesize(ensemble, STUDY, options(bn_weight=1.0), Stage("synthesis"))
-    bank = synthesize(ensemble, STUDY, options(bn_weight=0.0), Stage("synthesis"))
+        synthesize(ensemble, options(bn_weight=1.0), Stage("synthesis"))
+    bank = synthesize(ensemble, options(bn_weight=0.0), Stage("synthesis"))
     assert bank.images.isfinite().all()

@@ -11,7 +11,7 @@ from oneround.distillation.synthesis.statistics import (
 )
 from oneround.models.batch_norm import batch_norms
 from oneround.models.ensemble import Client, Ensemble
-from tests.tiny import DENSENET, IMAGE, RESNET, clients, network
+from tests.tiny import DENSENET, IMAGE, RESNET, TASK, clients, network
 
 
 def batch_norm(affine: bool, channels: int = 5) -> nn.BatchNorm2d:
@@ -102,7 +102,7 @@ def test_statistics_without_any_distance() -> None:
 
 def test_mixed_precision() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval(), nn.ReLU(inplace=True))
-    watched = watch(Ensemble([Client("one", model, RESNET, 1)], "logits"))
+    watched = watch(Ensemble([Client("one", model, RESNET, 1)], TASK, "logits"))
     x = torch.randn(4, *IMAGE.shape, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         (watched.models[0](x).sum() + statistics_distance(watched, "sum")).backward()
@@ -111,7 +111,7 @@ def test_mixed_precision() -> None:
 
 def mixed_ensemble() -> Ensemble:
     other = Client("other", network(5, DENSENET), DENSENET, 10, (1, 2, 3))
-    return Ensemble([*clients(2), other], "probabilities")
+    return Ensemble([*clients(2), other], TASK, "probabilities")
 
 
 def test_an_ensemble_of_different_architectures() -> None:

@@ -22,7 +22,7 @@ from oneround.research.benchmark import cells, runner
 from oneround.research.benchmark.grid import Bench, cells_of
 from oneround.research.benchmark.runner import Outcome, run_bench
 from oneround.submission import read_submissions
-from tests.tiny import KANG2025
+from tests.tiny import KANG2025, Watching
 
 from .tiny_bench import CONTENT, bench
 
@@ -133,7 +133,7 @@ def test_an_interrupted_benchmark_goes_on(folder: Path, stage: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(small, folder, progress=stop)
+        run(small, folder, callbacks=[Watching(stop)])
     assert len(rows(folder)) < 3
     assert run(small, folder) == Outcome(3, 3)
     for name, row in rows(folder).items():
@@ -223,7 +223,7 @@ def test_a_killed_benchmark_goes_on(folder: Path) -> None:
     assert list(rows(folder)) == ["fedavg"]
     quick = bench(**content)
     with pytest.raises(KeyboardInterrupt):
-        run(quick, folder, progress=_first_step)
+        run(quick, folder, callbacks=[Watching(_first_step)])
     assert len(rows(folder)) == 1
 
 

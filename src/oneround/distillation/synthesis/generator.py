@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from oneround.distillation.student import distillation_loss
+from oneround.distillation.student import kd_loss
 from oneround.distillation.synthesis.statistics import statistics_distance
 from oneround.models.ensemble import Ensemble
 from oneround.models.inference import to_fast_layout
@@ -167,7 +167,7 @@ def adversarial_term(
             images come to lie between their decision boundaries (DENSE); else it is 1.
     """
     mask = log_p.argmax(1) != student.argmax(1) if boundary else torch.ones_like(log_p[:, 0])
-    return -distillation_loss(student, log_p, log_p, mask.float(), temperature)[0]
+    return -kd_loss(student, log_p, temperature, mask.float())
 
 
 def batch_norm_term(watched: Ensemble) -> torch.Tensor:

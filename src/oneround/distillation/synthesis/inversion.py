@@ -36,7 +36,6 @@ from oneround.runs.cost import Cost, Meter
 from oneround.runs.run import Kept
 from oneround.runs.stage import Stage
 from oneround.schema import Strict
-from oneround.study import Study
 
 Competitor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From images and the ensemble's log-probabilities of them to a term of the loss."""
@@ -88,7 +87,6 @@ class InversionOptions(Strict):
 
 def synthesize(
     ensemble: Ensemble,
-    study: Study,
     options: InversionOptions,
     stage: Stage,
     kept: Kept = Kept(),  # noqa: B008 - it does not change
@@ -97,7 +95,6 @@ def synthesize(
 
     Args:
         ensemble: the client models, on the device of ``stage.fabric``.
-        study: classes and image shape.
         options: see :class:`InversionOptions`.
         stage: its folder keeps ``000.safetensors``, ``000.json``, …: images and their log.
         kept: shards of an earlier run, which lie in the folder already; then the turn comes to
@@ -107,14 +104,14 @@ def synthesize(
         OneRoundError: a client model has no BatchNorm layer and ``bn_weight`` is not 0.
     """
     watched = watch(ensemble, needed=options.bn_weight > 0)
-    plan = batches_of(ensemble.clients, len(study.classes), options, kept.added)
+    plan = batches_of(ensemble.clients, len(ensemble.task.classes), options, kept.added)
     fabric = stage.fabric
     made: dict[int, Shard] = {}
     turns = range(kept.shards, kept.shards + len(plan))
     for number, batch in zip(turns, plan, strict=True):
         if number % fabric.world_size == fabric.global_rank and not _on_disk(stage, number):
             meter = Meter()
-            bank, curve = _shard(watched, study, options, stage, batch, number, turns, meter)
+            bank, curve = _shard(watched, options, stage, batch, number, turns, meter)
             made[number] = bank, meter.cost, curve
             _write(stage, number, *made[number])
     fabric.barrier()
@@ -173,7 +170,7 @@ def batches_of(
     clients: Sequence[Client], classes: int, options: InversionOptions, only: Sequence[str] = ()
 ) -> list[Batch]:
     """All batches: of balanced targets, or as many images for each client (or each site in
-    ``only``), in its class mix (balanced too where a site keeps its class counts or gives zeros,
+    ``only``), in its class mix (balanced too where a site withholds its class counts or gives zeros,
     as counts with noise may be)."""
     if options.clients == "together":
         targets = torch.arange(options.images) % classes
@@ -200,7 +197,6 @@ def class_mix(counts: Sequence[int], size: int) -> torch.Tensor:
 
 def trajectory(
     watched: Watched,
-    study: Study,
     options: InversionOptions,
     batch: Batch,
     generator: torch.Generator,
@@ -212,7 +208,6 @@ def trajectory(
 
     Args:
         watched: the client models, see :func:`oneround.distillation.synthesis.statistics.watch`.
-        study: the shape and range of images.
         options: all but the number of images, the batch size and the snapshots.
         batch: what the images are made for.
         generator: of noise and jitter.
@@ -224,9 +219,10 @@ def trajectory(
         After every step the images, (B, C, H, W), and the terms of its loss.
     """
     device, size = stage.fabric.device, len(batch.targets)
-    x = torch.randn(size, *study.image.shape, generator=generator)
+    image = watched.task.image
+    x = torch.randn(size, *image.shape, generator=generator)
     x, targets = x.to(device).requires_grad_(), batch.targets.to(device)
-    limits = study.image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
+    limits = image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
     optimizer = torch.optim.Adam([x], lr=options.learning_rate, betas=(0.5, 0.9))
     for _ in range(options.steps):
         asked = _asked(batch, watched, options, generator)
@@ -249,7 +245,6 @@ def trajectory(
 
 def _shard(
     watched: Watched,
-    study: Study,
     options: InversionOptions,
     stage: Stage,
     batch: Batch,
@@ -262,7 +257,7 @@ def _shard(
     taken_at = {max(1, round(point * options.steps)): point for point in options.snapshots}
     snapshots, curve = [], []
     hit_rate = 0.0
-    way = trajectory(watched, study, options, batch, stage.generator(number), stage, meter)
+    way = trajectory(watched, options, batch, stage.generator(number), stage, meter)
     for step, (x, terms) in enumerate(way, 1):
         last = step == options.steps or meter.flops >= stage.flops / len(turns)
         if last or step in taken_at:
@@ -275,6 +270,7 @@ def _shard(
             parts = {name: term.item() for name, term in terms.items()}
             entry = {"shard": number, "step": step, "total": sum(parts.values())}
             curve.append(entry | {"hit_rate": hit_rate} | parts)
+            stage.show(curve[-1])
         done, total = (number - turns[0]) * options.steps + step, len(turns) * options.steps
         stage.tell(total if last and number == turns[-1] else done, total,
                    f"{hit_rate:.0%} on target")  # fmt: skip

@@ -7,7 +7,6 @@ with a backward pass of our own: the whole inversion step takes about half the t
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -117,7 +116,7 @@ class Watched(Ensemble):
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
-        super().__init__(copy.deepcopy(ensemble.clients), ensemble.rule)
+        super().__init__(ensemble.clients, ensemble.task, ensemble.rule)
         for parent in list(self.modules()):
             for name, child in parent.named_children():
                 if is_batch_norm(child):

@@ -22,13 +22,14 @@ from oneround.coordinator.aggregate import limit, make_global_model
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate
 from oneround.files import write_atomic
-from oneround.methods import GlobalModel
+from oneround.methods import SimulatedSites
+from oneround.model_file import Model
 from oneround.research.benchmark import cells
 from oneround.research.benchmark.grid import Bench, Cell, Setting, cells_of, content_hash
 from oneround.research.simulation import train_sites
+from oneround.runs.callbacks import Callback, Observer
 from oneround.runs.cost import Cost
 from oneround.runs.run import Run
-from oneround.runs.stage import Observer, Progress, silent
 from oneround.study import Study
 from oneround.submission import Submission, read_submissions
 
@@ -60,7 +61,7 @@ def run_bench(
     only: Sequence[str] = (),
     workers: int = 1,
     scheduler: str | None = None,
-    progress: Progress = silent,
+    callbacks: Sequence[Callback] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Run every cell that ``out/cells.csv`` lacks, and write the rows as cells are finished.
@@ -75,7 +76,7 @@ def run_bench(
         workers: processes on this machine.
         scheduler: address of a running Dask scheduler, instead of ``workers``. Its workers must
             see ``data`` and ``out`` under the same paths.
-        progress: of the work in this process.
+        callbacks: watch the work in this process.
         tell: is told about every cell.
 
     Raises:
@@ -95,7 +96,7 @@ def run_bench(
         outcome = Outcome(len(wanted), len(known & wanted.keys()))
         missing = {key: cell for key, cell in wanted.items() if key not in known}
         tell(f"{outcome.finished} of {outcome.wanted} cells are finished already")
-        work = _here(missing, out, command, progress)
+        work = _here(missing, out, command, callbacks)
         if missing and (scheduler or workers > 1):
             work = _with_dask(missing, out, command, workers, scheduler)
         for key, result in work:
@@ -113,7 +114,7 @@ def run_bench(
     return outcome
 
 
-def train_clients(setting: Setting, out: Path, progress: Progress = silent) -> Path:
+def train_clients(setting: Setting, out: Path, callbacks: Sequence[Callback] = ()) -> Path:
     """The folder of the client models of a setting; trained at the first call."""
     splits, study = setting.load()
     folder = _clients(setting, out)
@@ -121,9 +122,9 @@ def train_clients(setting: Setting, out: Path, progress: Progress = silent) -> P
         torch.set_num_threads(setting.bench.threads)
         configuration = {"study": study.agreement(), "partition": setting.partition}
         resume = (folder / "configuration.json").exists()
-        with Run(folder, configuration, seed=study.seed, resume=resume, progress=progress) as run:
+        with Run(folder, configuration, seed=study.seed, resume=resume, callbacks=callbacks) as run:
             train_sites(run, study, setting.divide(splits, study))
-        manifests = [submission.manifest for submission in _handed_in(folder, study)]
+        manifests = [submission.manifest for submission in _submissions(folder, study)]
         identity = content_hash({m.site: m.weights_sha256 for m in manifests})
         write_atomic(folder / IDENTITY, identity.encode())
     return folder
@@ -133,7 +134,7 @@ def _clients(setting: Setting, out: Path) -> Path:
     return out / "clients" / setting.hash
 
 
-def _handed_in(clients: Path, study: Study) -> list[Submission]:
+def _submissions(clients: Path, study: Study) -> list[Submission]:
     return read_submissions(sorted((clients / "submissions").glob("*.oneround")), study)
 
 
@@ -167,7 +168,7 @@ def _finished(grid: Mapping[str, Cell], out: Path, tell: Callable[[str], None]) 
 
 
 def run_cell(
-    cell: Cell, clients: Path, out: Path, command: str, progress: Progress = silent
+    cell: Cell, clients: Path, out: Path, command: str, callbacks: Sequence[Callback] = ()
 ) -> Finished:
     """Make and measure one global model; an interrupted cell goes on where it was."""
     setting, method = cell.setting, methods.get(cell.entry.method)
@@ -175,12 +176,12 @@ def run_cell(
     splits, study = setting.load()
     assert splits.test is not None
     test, options, key = splits.test, cell.options(), cell.hash
-    handed_in = _handed_in(clients, study)
+    submitted = _submissions(clients, study)
     configuration = {
         "study": study.agreement(),
         "method": method.name,
         "options": options.model_dump(mode="json"),
-        "submissions": {s.manifest.site: s.sha256 for s in handed_in},
+        "submissions": {s.manifest.site: s.sha256 for s in submitted},
     } | limit(cell.entry.flops)
 
     def look(model: torch.nn.Module) -> dict[str, float]:
@@ -197,14 +198,13 @@ def run_cell(
         configuration,
         seed=study.seed,
         resume=(folder / "configuration.json").exists(),
-        progress=progress,
+        callbacks=[*callbacks, Observer(look)],
         flops=cell.entry.flops or float("inf"),
-        observer=Observer(look),
-        sites=setting.divide(splits, study),
+        simulated=SimulatedSites(study, setting.divide(splits, study)),
     ) as run:
-        made = make_global_model(run, study, handed_in, method, options)
-        metrics = evaluate(made.model, test, study.image, resamples=0)
-        row = _row(cell, study, metrics, run.spent(), _bytes(made, handed_in))
+        made = make_global_model(run, study, submitted, method, options)
+        metrics = evaluate(made.network, test, study.image, resamples=0)
+        row = _row(cell, study, metrics, run.spent(), _bytes(made, submitted))
         names = {"clients": identity, "cell": key, "command": f"{command} --only {key}"}
         row = row.model_copy(update=names)
         curve = [cells.CurvePoint.model_validate(point) for point in run.observed()]
@@ -244,11 +244,11 @@ def _rounded(value: float) -> float:
     return round(value, 5)
 
 
-def _bytes(made: GlobalModel, submissions: Sequence[Submission]) -> int:
+def _bytes(made: Model, submissions: Sequence[Submission]) -> int:
     """Sent in all: every submission to the coordinator, the global model back to every site."""
     if made.bytes_sent is not None:
         return made.bytes_sent
-    return sum(s.size for s in submissions) + len(submissions) * models.size_in_bytes(made.model)
+    return sum(s.size for s in submissions) + len(submissions) * models.size_in_bytes(made.network)
 
 
 def _unique(grid: Iterator[Cell]) -> dict[str, Cell]:
@@ -264,15 +264,15 @@ def _unique(grid: Iterator[Cell]) -> dict[str, Cell]:
 
 
 def _here(
-    missing: dict[str, Cell], out: Path, command: str, progress: Progress
+    missing: dict[str, Cell], out: Path, command: str, callbacks: Sequence[Callback]
 ) -> Iterator[tuple[str, Finished | str]]:
     """One cell after the other, in this process."""
     threads = torch.get_num_threads()
     try:
         for key, cell in missing.items():
             try:
-                clients = train_clients(cell.setting, out, progress)
-                yield key, run_cell(cell, clients, out, command, progress)
+                clients = train_clients(cell.setting, out, callbacks)
+                yield key, run_cell(cell, clients, out, command, callbacks)
             except Exception as error:  # whatever it is, the other cells go on
                 yield key, _reason(error)
     finally:

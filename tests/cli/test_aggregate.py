@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests import tiny
+from tests.cli.conftest import Call, Workplace
+
+
+def test_one_run_folder(workplace: Workplace) -> None:
+    names = {p.name for p in workplace.run.iterdir()}
+    assert {
+        "global.safetensors", "config.json", "results.json", "report.html", "configuration.json",
+        "log.txt", "bank",
+    } <= names  # fmt: skip
+
+
+def test_prints_json(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    content = call(
+        "distill", workplace.study, *workplace.submissions, "--out", tmp_path / "run",
+        "--method", "ensemble", "--set", "rule=logits", "--seed", 3, "--json",
+    ).json  # fmt: skip
+    assert content["method"] == "ensemble"
+    assert content["options"]["options"] == {"rule": "logits"}
+    assert content["seeds"]["run"] == 3
+    assert [s["site"] for s in content["submissions"]] == ["north", "south"]
+
+
+def test_bad_submissions_are_all_named(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    damaged = tmp_path / "west.oneround"
+    damaged.write_bytes(b"not a submission")
+    again = tmp_path / "copy.oneround"
+    again.write_bytes(workplace.submissions[0].read_bytes())
+    out = tmp_path / "run"
+    outcome = call("distill", workplace.study, *workplace.submissions, damaged, again, "--out", out)
+    assert outcome.code == 1
+    assert str(damaged) in outcome.err
+    assert "all from 'north'" in outcome.err
+    assert "Remedy" in outcome.err
+    assert not out.exists()
+
+
+def test_a_finished_run_is_kept(call: Call, workplace: Workplace) -> None:
+    command = ["distill", workplace.study, *workplace.submissions, "--out", workplace.run]
+    outcome = call(*command)
+    assert outcome.code == 1
+    assert "--resume" in outcome.err
+    outcome = call(*command, "--resume", "--seed", 1)
+    assert outcome.code == 1
+    assert "seed" in outcome.err
+
+
+def test_options_that_do_not_exist(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    command = ["distill", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
+    for option, reason in (
+        (["--method", "magic"], "no method 'magic'"),
+        (["--preset", "fast"], "no preset 'fast'"),
+        (["--set", "inversion.speed=3"], "inversion.speed"),
+    ):
+        outcome = call(*command, *option)
+        assert outcome.code == 1
+        assert reason in outcome.err
+
+
+def test_a_site_comes_late_and_another_leaves(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    north, south = workplace.submissions
+    options = [part for option in tiny.HEADFIT for part in ("--set", option)]
+    one, two, three = tmp_path / "one", tmp_path / "two", tmp_path / "three"
+    assert call("distill", workplace.study, north, "--out", one, *options).code == 0
+    late = call("distill", workplace.study, north, south, "--extend", one, "--out", two)
+    assert late.code == 0, late.err
+    assert "added south for" in late.out
+    forgotten = call("distill", workplace.study, south, "--extend", two, "--out", three)
+    assert forgotten.code == 1
+    assert "no file of north is given" in forgotten.err
+    left = call(
+        "distill", workplace.study, south, "--extend", two, "--without", "north", "--out", three
+    )
+    assert left.code == 0, left.err
+    told = " ".join(left.out.split())
+    assert "nothing of north is in it" in told
+    assert "the RUN folder one" in told
+    assert "the RUN folder two" in told
+    assert "north withdrew" in (three / "model-card.md").read_text()
+
+
+def test_an_extension_has_the_method_of_the_run_whatever_the_preset(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    north, south = workplace.submissions
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert call("distill", workplace.study, north, "--method", "fedavg", "--out", one).code == 0
+    late = call(
+        "distill", workplace.study, north, south,
+        "--extend", one, "--preset", "paper", "--out", two,
+    )  # fmt: skip
+    assert late.code == 1
+    assert "fedavg cannot be extended" in " ".join(late.err.split())
+
+
+def test_without_needs_a_model_to_leave(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    command = ["distill", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
+    outcome = call(*command, "--without", "west")
+    assert outcome.code == 1
+    assert "--extend" in outcome.err
