@@ -70,7 +70,7 @@ class OneRound(ModelController):  # type: ignore[misc]
         self.hours = hours
 
     def run(self) -> None:
-        """From sites that are online to one global model, and what they say of it."""
+        """From sites that are online to one global model, and their metrics of it."""
         study, out, method = Study.read(self.study), Path(self.out), methods.get(self.method)
         options = method.resolve(self.preset, self.options.split())
         inbox = open_inbox(self.inbox, study, self.identity)

@@ -1,4 +1,4 @@
-"""``oneround collect``: fetch what the sites have handed in."""
+"""``oneround collect``: fetch what the sites have submitted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def collect(
     folder: Annotated[Path, typer.Option("--out", help="Where to put the files.")],
     as_json: AsJson = False,
 ) -> None:
-    """Fetch all submissions that are new or have changed; nothing is taken away there.
+    """Fetch all submissions that are new or have changed; nothing is removed there.
 
-    A file that cannot be fetched is named, the others come nevertheless, and the exit code is 1.
-    Files are fetched as they are and not trusted: `oneround status` says what is wrong with them.
+    A file that cannot be fetched is named, all others are fetched, and the exit code is 1. Files
+    are fetched as they are and not trusted: `oneround status` says what is wrong with them.
 
     Example: `oneround collect sftp://coordinator@drop.example.org/blood --out inbox`
     """

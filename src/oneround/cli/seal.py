@@ -24,8 +24,8 @@ def seal(
 ) -> None:
     """Sign a submission, and encrypt it if the study has a key for that.
 
-    The signature is put into the file. If it is encrypted, the file to hand in has `.age` after
-    its name, and only the coordinator can open it.
+    The signature is put into the file. If it is encrypted, the file to submit has `.age` after its
+    name, and only the coordinator can open it.
 
     Example: `oneround seal blood.toml north.oneround --key north.key`
     """
@@ -37,7 +37,7 @@ def seal(
     if as_json:
         print_json({"file": str(leaves), "signed_by": signer, "encrypted_to": encrypted_to})
         return
-    say(f"{leaves} ({leaves.stat().st_size:,} bytes) is ready to hand in", "bold")
+    say(f"{leaves} ({leaves.stat().st_size:,} bytes) is ready to submit", "bold")
     say(f"  signed by      {signer or 'nobody'}")
     say(f"  encrypted to   {encrypted_to or 'nobody: whoever gets it can read it'}")
     if leaves != file:

@@ -42,10 +42,11 @@ def serve(
         Path | None, typer.Option(help="Certificate, a PEM file.", show_default=False)
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(help="Its key; in the same file by default.")
+        Path | None,
+        typer.Option(help="Its key, a PEM file; in the same file by default."),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, max=LIMIT_BYTES, help="Bytes of a file that is handed in.")
+        int, typer.Option(min=1, max=LIMIT_BYTES, help="Largest size of a submission in bytes.")
     ] = LIMIT_BYTES,
     share_report: Annotated[
         bool,
@@ -55,7 +56,7 @@ def serve(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a page: who has handed in, hand in, watch the run, get report and global model.
+    """Serve a page: who has submitted, submit a file, watch the run, get report and global model.
 
     Sites log in with `oneround tokens new`; the coordinator with the link that is printed.
 

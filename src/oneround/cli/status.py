@@ -1,4 +1,4 @@
-"""``oneround status``: who has handed in, and is it enough."""
+"""``oneround status``: who has submitted, and is it enough."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def status(
     identity_file: IdentityFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check everything that was handed in: who, when, what is wrong, who is missing.
+    """Check everything that was submitted: who, when, what is wrong, who is missing.
 
-    The exit code is 0 when the global model can be made: k of n files are right and go together.
+    The exit code is 0 when the global model can be made: k of n files are accepted and go together.
 
     Example: `oneround status blood.toml inbox --identity coordinator.identity`
     """

@@ -15,7 +15,7 @@ from oneround.transfer import Carrier
 
 
 def submit(
-    file: Annotated[Path, typer.Argument(help="The file to hand in.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The submission.", show_default=False)],
     url: Annotated[
         str, typer.Argument(help="A folder: a path, sftp://, s3://, webdavs:// or https://.")
     ],
@@ -23,14 +23,14 @@ def submit(
         bool, typer.Option("--replace", help="Replace an older file of this name.")
     ] = False,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Send this file although an encrypted one lies beside.")
+        bool, typer.Option("--plain", help="Send this file although an encrypted one is beside it.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send a submission to a shared folder, an SFTP, S3 or WebDAV store, or by HTTPS PUT.
 
     It gets its name there when it is whole, and is read back and compared. The same command can
-    be given again at any time. Passwords and tokens come from `ONEROUND_PASSWORD` and
+    be run again at any time. Passwords and tokens come from `ONEROUND_PASSWORD` and
     `ONEROUND_TOKEN`.
 
     Example: `oneround submit north.oneround.age sftp://north@drop.example.org/blood`
@@ -39,7 +39,7 @@ def submit(
     if not plain and sealed.exists():
         older = file.exists() and sealed.stat().st_mtime < file.stat().st_mtime
         raise OneRoundError(
-            "this is the file that stays; the encrypted one lies beside it"
+            "this is the file that stays; the encrypted one is beside it"
             + (", and is older." if older else "."),
             file=file,
             remedy=("Seal it again, and submit" if older else "Submit")

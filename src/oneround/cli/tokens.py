@@ -1,4 +1,4 @@
-"""``oneround tokens``: who may log in to the page of the coordinator."""
+"""``oneround tokens``: who may log in to the coordinator's page."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A live federation, whatever carries the messages: one submission from each site that is online,
-the global model back, and what the sites say of it.
+then the global model out and metrics back.
 
 :mod:`oneround.federation.site` is what a site does, :mod:`oneround.federation.coordinator` what the
-coordinator does with what arrives. Both know no framework; :mod:`oneround.federation.flower` carries their
-messages.
+coordinator does with what arrives. Both know no framework; :mod:`oneround.federation.flower`
+carries their messages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 
 def show_log() -> None:
-    """What these modules say goes to standard output, which frameworks show and keep."""
+    """Log what these modules do to standard output, which frameworks show and keep."""
     log = logging.getLogger(__name__)
     log.setLevel(logging.INFO)
     if not log.handlers:

@@ -86,7 +86,7 @@ def distill(
 ) -> None:
     """The global model, as :func:`oneround.coordinator.aggregate.distill` makes it.
 
-    An interrupted run in the folder ``out`` goes on.
+    An interrupted run in the folder ``out`` continues.
     """
     shown: dict[str, int] = {}
 
@@ -111,7 +111,7 @@ def distill(
 
 
 def global_model(run: Path) -> dict[str, bytes]:
-    """The files that go to the sites."""
+    """Files of the global model that go to the sites, by name."""
     return {name: (run / name).read_bytes() for name in (WEIGHTS, CONFIG)}
 
 

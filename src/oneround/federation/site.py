@@ -3,7 +3,7 @@
 The site itself says who it is and where its images are; nothing that the coordinator sends can
 change that. It trains only for the study that it has itself.
 
-What goes wrong is logged at the site. The coordinator is told that it went wrong and no more: an
+What goes wrong is logged at the site. The coordinator learns that it went wrong and no more: an
 error may quote names of files.
 """
 
@@ -31,26 +31,28 @@ from oneround.submission import check_submission, seal_submission
 log = logging.getLogger("oneround.federation")
 
 METRICS = "metrics.json"
+"""Name of the file with the metrics of a site."""
 
 Fact = str | int | float | bool
+"""A short answer in a message."""
 
 Answer = tuple[dict[str, Fact], dict[str, bytes]]
-"""Facts and files."""
+"""Short answers, and files by name."""
 
 
 class Site(Strict):
     """The settings of a site, which it makes itself.
 
     Attributes:
-        site: its name.
-        study: the study file.
-        data: its images, as for ``oneround train --data``.
-        work: a folder of its own, for the submission and what belongs to it.
-        signed_by: the coordinator's ``.pub`` file; then the study must be signed.
-        key: the site's ``.key`` file; its passphrase is in ``ONEROUND_PASSPHRASE``.
-        evaluate: whether metrics of the global model may be told.
-        device: cpu, gpu, or auto.
-        threads: how many; 0: as many as torch likes.
+        site: Name of the site.
+        study: Study file.
+        data: Images of the site, as for ``oneround train --data``.
+        work: Folder of the site alone, for its submission and what belongs to that.
+        signed_by: The coordinator's ``.pub`` file; if given, the study must be signed with it.
+        key: The site's ``.key`` file; its passphrase is in ``ONEROUND_PASSPHRASE``.
+        evaluate: Whether the site reports metrics of the global model.
+        device: Device to train on: cpu, gpu or auto.
+        threads: Number of CPU threads; 0: the default of PyTorch.
     """
 
     site: Name
@@ -97,12 +99,12 @@ class Site(Strict):
 
     @property
     def submission(self) -> Path:
-        """Where the submission is kept."""
+        """File with the site's submission."""
         return self.work / f"{self.site}.oneround"
 
     @property
     def passphrase(self) -> str | None:
-        """Of the key, if it has one."""
+        """Passphrase of the key, if it has one."""
         locked = self.key is not None and signing.needs_passphrase(self.key)
         return os.environ.get("ONEROUND_PASSPHRASE") if locked else None
 
@@ -111,7 +113,7 @@ def answered(settings: Callable[[], Site], function: Callable[[Site], Answer]) -
     """The answer of ``function``, with the fact ``done``; what goes wrong stays in the log.
 
     Args:
-        settings: makes the settings, which may be wrong.
+        settings: Function that makes the settings, which may be wrong.
         function: :func:`hello`, :func:`submission` or :func:`metrics`.
     """
     name = ""
@@ -128,19 +130,19 @@ def answered(settings: Callable[[], Site], function: Callable[[Site], Answer]) -
 
 
 def hello(site: Site) -> Answer:
-    """Which study the site has."""
+    """Answer with the hash of the study that the site has."""
     return {"study": site.read_study().hash}, {}
 
 
 def submission(site: Site, asked: str) -> Answer:
     """Train, and answer with the submission: signed, and encrypted if the study asks for that.
 
-    A submission to this study that is there already is handed in again; an interrupted training
-    goes on. To train anew, the site deletes the file.
+    A submission to this study that is there already is submitted again; an interrupted training
+    continues. To train again, the site deletes the file.
 
     Args:
-        site: the settings.
-        asked: hash of the study.
+        site: Settings of the site.
+        asked: Hash of the study that the coordinator asks for.
 
     Raises:
         OneRoundError: another study, no images, or no key.
@@ -149,7 +151,7 @@ def submission(site: Site, asked: str) -> Answer:
     if any(problem.fatal for problem in check_submission(file, _without_keys(study))):
         _train(site, study)
     else:
-        log.info("%s was made before and is handed in again", file)
+        log.info("%s was made before and is submitted again", file)
     leaves = seal_submission(file, study, key=site.key, passphrase=site.passphrase)
     log.info("%s leaves: weights and a manifest, no image", leaves)
     return {}, {leaves.name: leaves.read_bytes()}
@@ -176,16 +178,16 @@ def metrics(site: Site, asked: str, model: Mapping[str, bytes]) -> Answer:
     """Measure the global model on the site's images, and answer with counts and metrics.
 
     Args:
-        site: the settings.
-        asked: hash of the study.
-        model: ``global.safetensors`` and ``config.json``.
+        site: Settings of the site.
+        asked: Hash of the study that the coordinator asks for.
+        model: Content of ``global.safetensors`` and ``config.json``.
 
     Raises:
         OneRoundError: another study, a model that is none, or no images.
     """
     study = site.agreed(asked)
     if not site.evaluate:
-        log.info("%s tells no metrics (evaluate=false)", site.site)
+        log.info("%s withholds its metrics (evaluate=false)", site.site)
         return {"told": False}, {}
     folder = site.work / "global"
     folder.mkdir(parents=True, exist_ok=True)

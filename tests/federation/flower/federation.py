@@ -20,7 +20,7 @@ from tests import tiny
 SITES = ("north", "south", "west")
 
 NodeFunction = Callable[[Message], Message | Error | None]
-"""What a node does with a message: answer, fail as Flower tells it, or say nothing."""
+"""What a node does with a message: answer, fail as Flower reports it, or say nothing."""
 
 
 def hospitals(

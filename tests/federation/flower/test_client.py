@@ -26,7 +26,7 @@ def test_submission_is_sealed(tmp_path: Path) -> None:
     assert read_submission(received, study, identity=identity).signed_by
 
 
-def test_the_same_submission_is_handed_in_again(tmp_path: Path) -> None:
+def test_the_same_submission_is_submitted_again(tmp_path: Path) -> None:
     study, config = hospitals(tmp_path), node_config(tmp_path, "north")
     asked(TRAIN, config, study=study.hash)
     file = tmp_path / "north/north.oneround"
@@ -67,7 +67,7 @@ def test_errors_stay_at_the_site(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "unreadable" in caplog.text
 
 
-def test_even_a_fault_of_ours_is_not_told(
+def test_even_a_fault_of_ours_stays_at_the_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = hospitals(tmp_path)

@@ -98,7 +98,7 @@ class Clock:
 
 
 def strangers(folder: Path) -> dict[int, tuple[NodeFunction, str]]:
-    """Nodes that are not what they say, and what is told of them."""
+    """Nodes that are not what they say, and what is said of them."""
     west, other = well(folder, "west"), folder / "other.toml"
     Study.read(folder / "study.toml").model_copy(update={"seed": 5}).write(other)
     stolen = (folder / "north/north.oneround.age").read_bytes()
@@ -142,15 +142,15 @@ def liars(folder: Path) -> dict[int, NodeFunction]:
     }
 
 
-def test_the_rest_goes_on(
+def test_the_run_continues_with_the_rest(
     trained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes that do well beside fourteen that fail, each in its way."""
     clock = Clock()
     for module in (polling, server):
         monkeypatch.setattr(module, "time", clock)
-    bad = {i: (instead(well(trained, "west"), TRAIN, answer), f"west (node {i}) {told}")
-           for i, (answer, told) in enumerate(BAD.values(), 10)}  # fmt: skip
+    bad = {i: (instead(well(trained, "west"), TRAIN, answer), f"west (node {i}) {outcome}")
+           for i, (answer, outcome) in enumerate(BAD.values(), 10)}  # fmt: skip
     bad |= strangers(trained)
     nodes = {0: well(trained, "north"), 1: well(trained, "south")} | liars(trained)
     grid = FakeGrid(nodes | {node_id: node for node_id, (node, _) in bad.items()})
@@ -160,7 +160,7 @@ def test_the_rest_goes_on(
     assert [e.site for e in kept_evaluations(trained / "run")] == ["north", "south", "west"]
     page = html.unescape((trained / "run/report.html").read_text("utf-8"))
     lies = [f"Evaluation: west (node {i}) sent metrics that are refused" for i in (30, 31, 32)]
-    for line in [*(told for _, told in bad.values()), *lies]:
+    for line in [*(outcome for _, outcome in bad.values()), *lies]:
         assert line.removeprefix("Evaluation: ") in caplog.text
         assert line in notes(trained)
         assert line in page

@@ -156,11 +156,11 @@ def test_three_hospitals_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert "Failed to activate SuperNode" in terminals.log("stranger")
         assert "not a private key (P-256, PEM)" in terminals.log("south")
         first, second, _ = (terminals.log(f"run-{number}") for number in runs)
-    assert re.search(r"north \(node \d+\) has handed in: north", first)
+    assert re.search(r"north \(node \d+\) has submitted: north", first)
     assert re.search(r"south \(node \d+\) could not do it", first)
     assert re.search(r"west \(node \d+\) was lost before it answered", first)
     assert "1 submission(s) of the 2 that are needed" in first
-    assert re.search(r"north \(node \d+\) has handed in before", second)
+    assert re.search(r"north \(node \d+\) has submitted before", second)
     for run, sites in (("run", ["north", "south"]), ("run-2", ["north", "south", "west"])):
         results = Results.read(Path("coordinator", run))
         assert [record.site for record in results.submissions] == sites

@@ -22,10 +22,10 @@ class Node:
     """One node, and what became of it.
 
     Attributes:
-        node_id: Flower's number.
-        site: what it says it is, and no proof; empty: it has said nothing so far.
-        outcome: what is to be told of it; empty: nothing so far.
-        well: whether all went well.
+        node_id: Flower's number of the node.
+        site: Name that the node gives, which proves nothing; empty: none so far.
+        outcome: What became of the node, for the report; empty: nothing so far.
+        well: Whether all went well.
     """
 
     node_id: int
@@ -47,14 +47,14 @@ class Conversation:
     """Asks every node that comes online, until all have answered or the time is over.
 
     Args:
-        grid: Flower's.
-        until: when a node has to have answered, in seconds since 1970.
-        wait: seconds to wait for nodes that are not online, when no other is to answer.
-        poll: seconds from look to look.
+        grid: Flower's connection to the nodes.
+        until: Time by which a node has to have answered, in seconds since 1970.
+        wait: Seconds to wait for nodes that are not online, when no other is to answer.
+        poll: Seconds between two looks for answers.
 
     Attributes:
-        nodes: all of them, in the order in which they came; one that was lost and is back is
-            there twice.
+        nodes: All nodes, in the order in which they came; one that was lost and is back is there
+            twice.
     """
 
     grid: Grid
@@ -74,9 +74,9 @@ class Conversation:
         """Until the time is over, or nobody is to answer and all is ``complete`` or ``wait`` over.
 
         Args:
-            greet: asks a node that is new.
-            take: takes an answer, and may ask again.
-            complete: whether no further node is needed.
+            greet: Function that asks a node that is new.
+            take: Function that takes an answer, and may ask again.
+            complete: Function that says whether no further node is needed.
         """
         quiet = time.time()
         while time.time() < self.until:
@@ -116,7 +116,7 @@ class Conversation:
         if node is None:
             return
         if reply.has_error():
-            self._online.pop(node.node_id, None)  # greeted anew when it is back
+            self._online.pop(node.node_id, None)  # greeted again when it is back
             reason = re.sub(r"[^ -~]", "?", reply.error.reason or "")[:200]
             node.end(f"was lost before it answered (Flower's code {reply.error.code}: {reason})")
             return

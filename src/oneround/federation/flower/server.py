@@ -1,10 +1,10 @@
 """The ServerApp: one message out to every site and one submission back; then the global model
 out and metrics back.
 
-A node that dies, one that is slow and one that sends rubbish are named, and the run goes on with
+A node that dies, one that is slow and one that sends rubbish are named, and the run continues with
 the rest, as long as there are k of n. What arrives becomes a file in ``inbox`` and passes the
 checks of any other file; files that came there by another carrier count, too. So a run that was
-stopped goes on when it is started again: who has handed in is not asked a second time.
+stopped continues when it is started again: a site that has submitted is not asked a second time.
 """
 
 from __future__ import annotations
@@ -47,18 +47,21 @@ class Settings(Strict):
     """The options of ``flwr run --run-config``, where they are written with ``-`` for ``_``.
 
     Attributes:
-        study: the study file; k of n, deadline and keys are those of its ``submission``.
-        inbox: folder for the submissions.
+        study: Study file; k of n, deadline and keys are those of its ``submission``.
+        inbox: Folder of submissions.
         out: RUN folder.
-        identity: opens encrypted submissions; its passphrase is in ``ONEROUND_PASSPHRASE``.
-        method, preset, seed: as for ``oneround distill``.
-        options: as ``--set`` of ``oneround distill``, separated by spaces.
-        extend: RUN folder of the global model so far, as for ``oneround distill``; its method and
-            options are taken.
-        lifetime_hours: how long a site may take for its answer, as long as its node lives.
-        wait_minutes: how long sites that are not online are waited for.
-        poll_seconds: how often answers are looked for.
-        sites: in a simulation, the folder with one folder for each hospital.
+        identity: The coordinator's ``.identity`` file, which opens encrypted submissions; its
+            passphrase is in ``ONEROUND_PASSPHRASE``.
+        method: Method, as for ``oneround aggregate``.
+        preset: Preset of the method, as for ``oneround aggregate``.
+        options: Changes of options, as ``--set`` of ``oneround aggregate``, separated by spaces.
+        extend: RUN folder of the global model so far, as for ``oneround aggregate``; its method
+            and options are used.
+        seed: Seed of the run.
+        lifetime_hours: Hours that a site may take for its answer, as long as its node lives.
+        wait_minutes: Minutes to wait for sites that are not online.
+        poll_seconds: Seconds between two looks for answers.
+        sites: Folder with one folder for each hospital, in a simulation only.
     """
 
     study: Path
@@ -85,7 +88,7 @@ class Settings(Strict):
         given = {key.replace("-", "_"): value for key, value in context.run_config.items()}
         return cls.validate_options(given, "--run-config")
 
-    def distillation(self) -> dict[str, Any]:
+    def aggregation(self) -> dict[str, Any]:
         """What is asked for, as arguments of :func:`oneround.federation.coordinator.distill`.
 
         Raises:
@@ -105,7 +108,7 @@ class Settings(Strict):
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """From sites that are online to one global model, and what they say of it."""
+    """From sites that are online to one global model, and their metrics of it."""
     show_log()
     federate(grid, Settings.of(context))
 
@@ -119,7 +122,7 @@ def federate(grid: Grid, settings: Settings) -> None:
     study = Study.read(settings.study)
     inbox = open_inbox(settings.inbox, study, settings.identity)
     notes = gather(grid, settings, inbox)
-    distill(inbox, inbox.enough(notes), settings.out, **settings.distillation())
+    distill(inbox, inbox.enough(notes), settings.out, **settings.aggregation())
     notes += evaluate(grid, settings, study)
     write_pages(settings.out, notes)
     log.info("done: %s", settings.out / "report.html")
@@ -140,7 +143,7 @@ def gather(grid: Grid, settings: Settings, inbox: Inbox) -> list[str]:
         elif facts.get("study") != study.hash:
             node.end("has another study; send it the study file again")
         elif node.site in inbox.sites:
-            node.end("has handed in before", well=True)
+            node.end("has submitted before", well=True)
         else:
             log.info("%s is asked to train", node)
             talk.ask(node, TRAIN, {"study": study.hash})
@@ -167,30 +170,30 @@ def _take_submission(node: Node, reply: Message, inbox: Inbox) -> None:
 def evaluate(grid: Grid, settings: Settings, study: Study) -> list[str]:
     """The global model to every site, metrics back; what went wrong, for the report."""
     talk = settings.conversation(grid)
-    told: set[str] = set()
+    reported: set[str] = set()
 
     def take(node: Node, reply: Message) -> None:
         facts = facts_of(reply)
         if facts.get("done") is not True:
             node.end("could not evaluate; the log of the site says why")
         elif facts.get("told") is False:
-            node.end("tells no metrics", well=True)
+            node.end("withholds its metrics", well=True)
         else:
-            _take_metrics(node, reply, settings.out, study, told)
+            _take_metrics(node, reply, settings.out, study, reported)
 
     expected = set(expected_sites(study))
     greet = partial(
         talk.ask, kind=EVALUATE, facts={"study": study.hash}, files=global_model(settings.out)
     )
-    talk.run(greet, take, lambda: bool(expected) and expected <= told)
+    talk.run(greet, take, lambda: bool(expected) and expected <= reported)
     return [f"Evaluation: {node} {node.outcome}." for node in talk.nodes if not node.well]
 
 
-def _take_metrics(node: Node, reply: Message, run: Path, study: Study, told: set[str]) -> None:
+def _take_metrics(node: Node, reply: Message, run: Path, study: Study, reported: set[str]) -> None:
     try:
         found = take_metrics(run, study, files_of(reply))
     except OneRoundError as error:
         node.end(f"sent metrics that are refused: {error.reason}")
     else:
-        told.add(found.site)
+        reported.add(found.site)
         node.end(f"has evaluated: accuracy {found.global_model.accuracy:.3f}", well=True)
