@@ -10,7 +10,7 @@ PINS := pyproject.toml constraints.txt
 # Tests start many processes; without compiled files each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-live coverage format clean
+.PHONY: demo test test-live coverage docs format clean
 .DELETE_ON_ERROR:
 
 # The main job on drawn images, in a few minutes.
@@ -35,13 +35,17 @@ coverage: $(VENV)/installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-report=term-missing:skip-covered
 
+# The documentation as a site, in site/.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # Remove all that these targets made.
 clean:
-	rm -rf $(VENV) demo-run build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) demo-run site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/installed: $(BIN)/python $(PINS)
@@ -50,6 +54,10 @@ $(VENV)/installed: $(BIN)/python $(PINS)
 
 $(VENV)/installed-dev: $(BIN)/python $(PINS)
 	$(INSTALL) -e '.[dev]'
+	touch $@ $(VENV)/installed $(VENV)/installed-docs
+
+$(VENV)/installed-docs: $(BIN)/python $(PINS)
+	$(INSTALL) -e '.[docs]'
 	touch $@ $(VENV)/installed
 
 # The first Python that is new enough and can make environments; a shim that leads nowhere fails.

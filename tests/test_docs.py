@@ -12,6 +12,7 @@ import re
 import runpy
 import shlex
 import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -110,9 +111,35 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    linked = re.findall(r"\]\(([^)#]+\.md)\)", prose(DOCS / "README.md"))
+    linked = re.findall(r"\]\((?!\.\.)([^)#]+\.md)\)", prose(DOCS / "README.md"))
     written = {*DOCS.rglob("*.md")} - {DOCS / "README.md"}
     assert {DOCS / name for name in linked} == written
+
+
+# The site
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    written = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")]
+    assert sorted(listed) == sorted([*written, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = (DOCS / "reference" / "api.md").read_text("utf-8")
+    assert sorted(re.findall(r"^::: oneround\.(\w+)$", text, re.M)) == sorted(oneround.__all__)
+
+
+def test_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loads = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\W?(?:https?:)?//[^>]*>")
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for page in pages:
+        assert not loads.findall(page.read_text("utf-8")), page
 
 
 # Commands
