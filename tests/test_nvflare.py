@@ -99,8 +99,8 @@ def test_a_wrong_key_and_rubbish_are_named_and_the_run_continues(folder: Path) -
     said = simulate(folder, example)
     assert [path.name for path in (folder / "inbox").iterdir()] == ["north.oneround.age"]
     notes = " ".join(Results.read(folder / "run").notes)
-    rubbish = "the file does not begin as a submission does"
-    for part in ("south: could not do it", f"west: sent a file that is refused: {rubbish}"):
+    reason = "the file does not begin as a submission does"
+    for part in ("south: could not do it", f"west: sent a file that is refused: {reason}"):
         assert part in notes
         assert part in said
     assert "the study has the key" in (hospitals / "south" / "oneround.log").read_text("utf-8")

@@ -21,7 +21,7 @@ from oneround import methods
 from oneround.coordinator.inbox import expected_sites
 from oneround.errors import OneRoundError
 from oneround.federation.coordinator import (
-    distill,
+    aggregate_inbox,
     global_model,
     open_inbox,
     take_metrics,
@@ -91,7 +91,7 @@ class OneRound(ModelController):  # type: ignore[misc]
         notes = self._ask(SUBMISSION, study, {}, submission)
         missing = [s for s in expected_sites(study) if s not in online | inbox.sites]
         notes += [f"{site}: not online at the start, or refused the job." for site in missing]
-        distill(inbox, inbox.enough(notes), out, method=method, options=options, seed=self.seed)
+        aggregate_inbox(inbox, out, notes=notes, method=method, options=options, seed=self.seed)
         failed = self._ask(GLOBAL, study, global_model(out), metrics)
         notes += [f"Evaluation: {note}" for note in failed]
         write_pages(out, notes)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from oneround.coordinator import aggregate
-from oneround.methods import get
+from oneround.coordinator.aggregate import aggregate
 from oneround.report import write_model_card, write_report
+from oneround.runs.callbacks import Callback
 from oneround.submission import read_submissions
 from oneround.web.app import Place
 from tests import tiny
@@ -72,19 +72,23 @@ def upload(eyes: Eyes, file: Path, outcome: str) -> None:
     eyes.page.get_by_role("heading", name=outcome).wait_for()
 
 
-def distill(files: list[Path], run: Path, go_on: threading.Event, seen: threading.Event) -> None:
-    """A whole distillation, which waits at its third step until somebody has looked."""
-    told = []
+class WaitAtThird(Callback):
+    """Waits at the third step until somebody has looked."""
 
-    def watched(*step: object) -> None:
-        told.append(step)
-        if len(told) == 3:
-            seen.set()
-            assert go_on.wait(60)
+    def __init__(self) -> None:
+        self.steps, self.go_on, self.seen = 0, threading.Event(), threading.Event()
 
-    options = get().resolve("quick", tiny.HEADFIT)
+    def on_progress(self, *step: object) -> None:
+        self.steps += 1
+        if self.steps == 3:
+            self.seen.set()
+            assert self.go_on.wait(60)
+
+
+def aggregated(files: list[Path], run: Path, watched: WaitAtThird) -> None:
+    """A whole run, with its pages."""
     submissions = read_submissions(files, STUDY)
-    aggregate.distill(STUDY, submissions, out=run, options=options, progress=watched)
+    aggregate(STUDY, submissions, out=run, options=tiny.HEADFIT, callbacks=[watched])
     write_report(run)
     write_model_card(run)
 
@@ -120,15 +124,14 @@ def test_from_login_to_report(
     page.get_by_role("button", name="Log in").click()
     assert page.get_by_text("There is enough to start").is_visible()
     eyes.look("coordinator")
-    go_on, seen = threading.Event(), threading.Event()
-    inbox = place.intake.inbox.folder
-    arguments = ([inbox / "north.oneround", inbox / "south.oneround"], place.run, go_on, seen)
-    thread = threading.Thread(target=distill, args=arguments)
+    watched, inbox = WaitAtThird(), place.intake.inbox.folder
+    arguments = ([inbox / "north.oneround", inbox / "south.oneround"], place.run, watched)
+    thread = threading.Thread(target=aggregated, args=arguments)
     thread.start()
-    assert seen.wait(60)
+    assert watched.seen.wait(60)
     page.get_by_role("progressbar").wait_for()
     eyes.look("running")
-    go_on.set()
+    watched.go_on.set()
     page.get_by_role("link", name="model-card.md").wait_for(timeout=60_000)
     thread.join()
     eyes.look("done")

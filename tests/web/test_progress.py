@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from oneround.coordinator import aggregate
+from oneround.coordinator.aggregate import aggregate
 from oneround.errors import OneRoundError
-from oneround.methods import get
+from oneround.runs.callbacks import Callback
 from oneround.runs.run import PROGRESS, Run
 from oneround.submission import Submission
 from oneround.web.progress import RunState, run_state
@@ -20,18 +20,16 @@ def test_nobody_has_begun(tmp_path: Path) -> None:
     assert run_state(tmp_path) == RunState("waiting")
 
 
-def test_a_distillation_from_beginning_to_end(
-    tmp_path: Path, submissions: list[Submission]
-) -> None:
+def test_a_run_from_beginning_to_end(tmp_path: Path, submissions: list[Submission]) -> None:
     run, seen = tmp_path / "run", []
 
-    def look(*step: object) -> None:
-        seen.append(run_state(run))
+    class Look(Callback):
+        def on_progress(self, *step: object) -> None:
+            seen.append(run_state(run))
 
-    options = get().resolve("quick", tiny.HEADFIT)
-    aggregate.distill(tiny.STUDY, submissions, out=run, options=options, progress=look)
+    aggregate(tiny.STUDY, submissions, out=run, options=tiny.HEADFIT, callbacks=[Look()])
     assert {state.phase for state in seen} == {"running"}
-    assert seen[0].step is None, "noted after it is reported"
+    assert seen[0].step.done == 1, "what others read is written first"
     assert seen[-1].step.stage
     assert 0 <= seen[-1].step.done <= seen[-1].step.total
     done = run_state(run)

@@ -6,14 +6,15 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oneround.coordinator import aggregate
+from oneround.coordinator.aggregate import aggregate
 from oneround.coordinator.evaluations import keep_evaluations, read_evaluation
 from oneround.coordinator.inbox import Inbox, Received
 from oneround.coordinator.results import Results
 from oneround.errors import OneRoundError
+from oneround.federation import LogProgress
 from oneround.federation.site import METRICS
 from oneround.methods import Method
 from oneround.model_file import CONFIG, WEIGHTS
@@ -74,30 +75,30 @@ def take_submission(inbox: Inbox, files: Mapping[str, bytes]) -> Received:
     return found
 
 
-def distill(
+def aggregate_inbox(
     inbox: Inbox,
-    files: list[Path],
     out: Path,
     *,
+    notes: Sequence[str] = (),
     method: Method | None = None,
     options: Strict | None = None,
     seed: int = 0,
     extends: Path | None = None,
 ) -> None:
-    """The global model, as :func:`oneround.coordinator.aggregate.distill` makes it.
+    """The global model of all accepted files; an interrupted run in ``out`` continues.
 
-    An interrupted run in the folder ``out`` continues.
+    Args:
+        inbox: Folder of submissions.
+        out: RUN folder.
+        notes: What went wrong on the way, for the error.
+        method, options, seed, extends: As for :func:`oneround.coordinator.aggregate.aggregate`.
+
+    Raises:
+        OneRoundError: fewer than k files are accepted, or no global model can be made of them.
     """
-    shown: dict[str, int] = {}
-
-    def progress(stage: str, done: int, total: int, note: str) -> None:
-        tenth = 10 * done // max(1, total)
-        if shown.get(stage) != tenth:
-            shown[stage] = tenth
-            log.info("%s: %s of %s", stage, done, total)
-
-    log.info("distillation from %s submissions", len(files))
-    aggregate.distill(
+    files = inbox.enough(notes)
+    log.info("aggregation of %s submissions", len(files))
+    aggregate(
         inbox.study,
         read_submissions(files, inbox.study, identity=inbox.identity),
         out=out,
@@ -106,7 +107,7 @@ def distill(
         seed=seed,
         extends=extends,
         resume=(out / "configuration.json").exists(),
-        progress=progress,
+        callbacks=[LogProgress()],
     )
 
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from oneround import signing
 from oneround.data import Splits, read_splits
 from oneround.errors import OneRoundError
+from oneround.federation import LogProgress
 from oneround.files import write_atomic
 from oneround.model_file import CONFIG, WEIGHTS
 from oneround.schema import Name, Strict
@@ -158,18 +159,12 @@ def submission(site: Site, asked: str) -> Answer:
 
 
 def _train(site: Site, study: Study) -> None:
-    from lightning_fabric import Fabric  # takes seconds to import
-
     splits = site.images(study)
     if not len(splits.train):
         raise OneRoundError("there is no training image.", file=site.data, remedy="Put some there.")
-
-    def progress(stage: str, done: int, total: int, note: str) -> None:
-        log.info("%s: %s of %s, %s", stage, done, total, note)
-
-    fabric = Fabric(accelerator=site.device, devices=1)
+    callbacks = [LogProgress()]
     made = make_submission(
-        study, site.site, splits, site.submission, fabric=fabric, progress=progress
+        study, site.site, splits, site.submission, device=site.device, callbacks=callbacks
     )
     log.info("%s is written; look at %s, which stays here", made.file, made.contact_sheet)
 

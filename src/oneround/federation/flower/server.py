@@ -24,7 +24,7 @@ from oneround.coordinator.inbox import Inbox, expected_sites
 from oneround.errors import OneRoundError
 from oneround.federation import show_log
 from oneround.federation.coordinator import (
-    distill,
+    aggregate_inbox,
     global_model,
     open_inbox,
     take_metrics,
@@ -89,7 +89,8 @@ class Settings(Strict):
         return cls.validate_options(given, "--run-config")
 
     def aggregation(self) -> dict[str, Any]:
-        """What is asked for, as arguments of :func:`oneround.federation.coordinator.distill`.
+        """What is asked for, as arguments of
+        :func:`oneround.federation.coordinator.aggregate_inbox`.
 
         Raises:
             OneRoundError: there is no such method, or it has no such options.
@@ -121,8 +122,9 @@ def federate(grid: Grid, settings: Settings) -> None:
     """
     study = Study.read(settings.study)
     inbox = open_inbox(settings.inbox, study, settings.identity)
+    asked = settings.aggregation()
     notes = gather(grid, settings, inbox)
-    distill(inbox, inbox.enough(notes), settings.out, **settings.aggregation())
+    aggregate_inbox(inbox, settings.out, notes=notes, **asked)
     notes += evaluate(grid, settings, study)
     write_pages(settings.out, notes)
     log.info("done: %s", settings.out / "report.html")
