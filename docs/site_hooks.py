@@ -16,6 +16,7 @@ from griffe import Extension, Object
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = [
@@ -25,6 +26,12 @@ OUTSIDE = [
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 ROLE = re.compile(r":\w+:`(?:~[\w.]*?)?([\w.]+)`")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Anchors of headings as a code host makes them."""
+    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
