@@ -397,11 +397,10 @@ def test_written_tables_are_up_to_date(name: str) -> None:
 @pytest.mark.parametrize("name", methods.names())
 def test_every_option_is_in_the_table(name: str) -> None:
     def names(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
-        for key, value in content.items():
-            if isinstance(value, dict):
-                yield from names(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}"
+        parts = {key: value for key, value in content.items() if isinstance(value, dict)}
+        yield from (f"{prefix}{key}" for key in content if key not in parts)
+        for key, value in parts.items():
+            yield from names(value, f"{prefix}{key}.")
 
     method = methods.get(name)
     text = (DOCS / "reference" / "options.md").read_text("utf-8")

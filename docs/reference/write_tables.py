@@ -120,9 +120,11 @@ def commands() -> str:
 
 
 def walk() -> Iterator[tuple[str, Any]]:
-    """Every command by its full name, such as ``study init``; a study comes first."""
+    """Every command by its full name, such as ``study init``, but for earlier names; a study comes
+    first."""
     found: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
-    for name, command in sorted(found.items(), key=lambda item: item[0] != "study"):
+    shown = {name: command for name, command in found.items() if not command.hidden}
+    for name, command in sorted(shown.items(), key=lambda item: item[0] != "study"):
         for below, part in getattr(command, "commands", {"": command}).items():
             yield f"{name} {below}".strip(), part
 
