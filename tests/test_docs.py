@@ -1,12 +1,10 @@
-"""The documentation says what the code does: links, commands, code and tables are checked."""
+"""The documentation says what the code does: links, site, commands and code are checked."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
-import inspect
 import json
 import re
 import runpy
@@ -17,81 +15,38 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import typer.main
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 import oneround
 from oneround import methods, models
 from oneround.cli import app, main
 from oneround.coordinator import aggregate
-from oneround.coordinator.results import Models, Results
-from oneround.evaluation import Metrics
+from oneround.coordinator.results import Results
 from oneround.methods import Method
 from oneround.models import registry
 from oneround.models.batch_norm import batch_norms
-from oneround.research.benchmark.grid import Bench, DataSource, Entry
-from oneround.runs.cost import Cost
-from oneround.study import ArchitectureSpec, ImageSpec, Study, SubmissionSpec, TrainingSpec
-from oneround.submission import Manifest, Submission, TrainingSummary
+from oneround.study import ArchitectureSpec, Study, TrainingSpec
+from oneround.submission import Submission
 from tests import servers, tiny
+from tests.pages import (
+    CONSOLE,
+    DOCS,
+    PAGES,
+    PYTHON,
+    ROOT,
+    anchors,
+    blocks,
+    module,
+    prose,
+    run,
+    tables,
+)
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-PYTHON, CONSOLE = "python", "console"
 COMMANDS: Any = typer.main.get_command(app)
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """Content of the fenced blocks in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
-
-
-def prose(page: Path) -> str:
-    """The page without fenced blocks."""
-    return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
-
-
-def tables(page: Path) -> list[list[list[str]]]:
-    """Cells of each table, without head."""
-    found = re.findall(r"(?:^\|.*\n?)+", prose(page), re.M)
-    return [
-        [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
-        for lines in (table.splitlines() for table in found)
-    ]
-
-
-def keys(table: list[list[str]]) -> list[str]:
-    """The first column, without the marks of code."""
-    return [row[0].strip("`") for row in table]
-
-
-def anchors(page: Path) -> set[str]:
-    """What a link to a heading may be called, as GitHub does it."""
-    headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def run(code: str, replaced: dict[str, str], page: Path) -> None:
-    """Run a block with smaller numbers, each of which must be there."""
-    for old, new in replaced.items():
-        assert old in code, f"{page}: the test replaces {old!r}, which is not in the block any more"
-        code = code.replace(old, new)
-    exec(compile(code, page, "exec"), {"__name__": "__main__"})
-
-
-def module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 # Links
@@ -378,135 +333,3 @@ def test_the_shortest_example_runs(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     runpy.run_path(str(ROOT / "examples" / "own_network.py"))
     assert "restored exactly" in capsys.readouterr().out
-
-
-# Tables
-
-
-@pytest.mark.parametrize("name", ["options.md", "commands.md"])
-def test_written_tables_are_up_to_date(name: str) -> None:
-    pages = module(DOCS / "reference" / "write_tables.py").pages()
-    path = DOCS / "reference" / name
-    difference = difflib.unified_diff(
-        path.read_text("utf-8").splitlines(), pages[path].splitlines(), "is", "should be", n=0
-    )
-    changed = "\n".join(difference)
-    assert not changed, f"run python docs/reference/write_tables.py\n{changed}"
-
-
-@pytest.mark.parametrize("name", methods.names())
-def test_every_option_is_in_the_table(name: str) -> None:
-    def names(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
-        parts = {key: value for key, value in content.items() if isinstance(value, dict)}
-        yield from (f"{prefix}{key}" for key in content if key not in parts)
-        for key, value in parts.items():
-            yield from names(value, f"{prefix}{key}.")
-
-    method = methods.get(name)
-    text = (DOCS / "reference" / "options.md").read_text("utf-8")
-    section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-    written = re.findall(r"^\| `([\w.]+)` \|", section, re.M)
-    assert written == list(names(method.presets["quick"].model_dump()))
-
-
-@pytest.mark.parametrize(
-    ("number", "model"),
-    list(enumerate((Study, SubmissionSpec, ImageSpec, ArchitectureSpec, TrainingSpec))),
-)
-def test_keys_of_the_study(number: int, model: type[BaseModel]) -> None:
-    table = tables(DOCS / "reference" / "study.md")[number]
-    assert keys(table) == list(model.model_fields)
-    for row, field in zip(table, model.model_fields.values(), strict=True):
-        default = field.get_default(call_default_factory=True)
-        nested = isinstance(default, BaseModel) or (
-            isinstance(default, tuple) and bool(default) and isinstance(default[0], BaseModel)
-        )
-        expected = (
-            "required"
-            if default is PydanticUndefined
-            else "see below"
-            if nested
-            else "none"
-            if default is None
-            else f"`{json.dumps(default)}`"
-        )
-        assert row[1] == expected, f"study.md: {row[0]} should have the default {expected}"
-
-
-@pytest.mark.parametrize(("number", "model"), list(enumerate((Bench, DataSource, Entry))))
-def test_keys_of_a_benchmark(number: int, model: type[BaseModel]) -> None:
-    table = tables(DOCS / "reference" / "benchmark.md")[number]
-    assert keys(table) == list(model.model_fields)
-    for row, field in zip(table, model.model_fields.values(), strict=True):
-        default = field.get_default(call_default_factory=True)
-        expected = (
-            "required"
-            if default is PydanticUndefined
-            else "none"
-            if default is None
-            else f"`{json.dumps(default)}`"
-        )
-        assert row[1] == expected, row[0]
-
-
-def test_benchmark_of_the_reference_is_valid(tmp_path: Path) -> None:
-    (block,) = blocks(DOCS / "reference" / "benchmark.md", "toml")
-    (tmp_path / "bench.toml").write_text(block, encoding="utf-8")
-    assert len(Bench.read(tmp_path / "bench.toml").entries) == 2
-
-
-def test_study_of_the_reference_is_valid(tmp_path: Path) -> None:
-    (block,) = blocks(DOCS / "reference" / "study.md", "toml")
-    (tmp_path / "study.toml").write_text(block, encoding="utf-8")
-    study = Study.read(tmp_path / "study.toml")
-    models.build(study.architectures[0], study.image, len(study.classes))
-
-
-def test_architectures() -> None:
-    written: dict[str, dict[str, str]] = {}
-    name = ""
-    (table,) = tables(DOCS / "reference" / "architectures.md")
-    for first, argument, default, _ in table:
-        name = first.strip("`") or name
-        written.setdefault(name, {})[argument.strip("`")] = default.strip("`")
-    expected = {
-        name: {
-            key: json.dumps(parameter.default)
-            for key, parameter in inspect.signature(builder).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
-        for name, builder in registry._BUILDERS.items()
-    }
-    assert written == expected
-
-
-def test_keys_of_the_manifest() -> None:
-    members, manifest, training, *_ = tables(DOCS / "reference" / "submission-format.md")
-    assert keys(members) == ["manifest.json", "model.safetensors", "signature.json"]
-    assert keys(manifest) == list(Manifest.model_fields)
-    assert keys(training) == list(TrainingSummary.model_fields)
-
-
-def test_codes_of_problems() -> None:
-    """Every code in the source is in a table and the other way around."""
-    codes = set()
-    for path in Path(inspect.getfile(oneround.submission)).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                codes |= set(re.findall(r"^[a-z]+(?:-[a-z]+)+$", node.value))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
-                first = node.args[0]
-                if node.func.id in ("Problem", "refuse") and isinstance(first, ast.Constant):
-                    codes.add(first.value)
-    _, _, _, *found = tables(DOCS / "reference" / "submission-format.md")
-    written = [code for table in found for code in keys(table)]
-    assert sorted(written) == sorted(codes - {"utf-8"})
-
-
-def test_keys_of_the_results() -> None:
-    files, *found = tables(DOCS / "reference" / "results.md")
-    expected = (Results, Models, Metrics, Cost)
-    for table, model in zip(found, expected, strict=True):
-        names = [field.alias or name for name, field in model.model_fields.items()]
-        assert keys(table) == names, f"results.md, {model.__name__}"
-    assert "`results.json`" in [row[0] for row in files]
