@@ -32,7 +32,7 @@ from oneround.distillation.synthesis.statistics import watch
 from oneround.models.batch_norm import batch_norms, update_statistics
 from oneround.models.ensemble import Client, Ensemble
 from oneround.models.inference import to_fast_layout
-from oneround.study import ArchitectureSpec, ImageSpec
+from oneround.study import ArchitectureSpec, ImageSpec, Task
 
 CLASSES = 8
 OPTIONS = InversionOptions()
@@ -53,7 +53,8 @@ def main(
     for width in map(int, widths.split(",")):
         architecture = ArchitectureSpec(arguments={"width": width})
         image = ImageSpec(channels=3, height=side, width=side)
-        ensemble = Ensemble([client(k, architecture, image) for k in range(clients)])
+        task = Task(image, tuple(map(str, range(CLASSES))))
+        ensemble = Ensemble([client(k, architecture, image) for k in range(clients)], task)
         forward, backward, flops = bare_convolutions(ensemble.models[0], batch, image)
         x = torch.randn(batch, *image.shape)
         teachers = [partial(torch.no_grad()(e), x) for e in (ensemble, ensemble.folded())]
