@@ -38,11 +38,11 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def test_a_network_comes_back(saved: Path) -> None:
     loaded = load_model(saved / "global.safetensors")
-    assert equal(loaded.model, network(3))
-    assert torch.equal(loaded.model(X), network(3)(X))
-    assert not loaded.model.training
-    assert not any(p.requires_grad for p in loaded.model.parameters())
-    assert (loaded.classes, loaded.image) == (CLASSES, IMAGE)
+    assert equal(loaded.network, network(3))
+    assert torch.equal(loaded.network(X), network(3)(X))
+    assert not loaded.network.training
+    assert not any(p.requires_grad for p in loaded.network.parameters())
+    assert loaded.task == STUDY.task
     assert equal(load_model(saved).network, network(3)), "the RUN folder will do too"
     config = json.loads((saved / "config.json").read_text())
     assert config["study_hash"] == STUDY.hash
@@ -99,8 +99,8 @@ def test_saving_again_replaces(saved: Path) -> None:
 
 def test_a_submission_is_a_model_too(submission_files: list[Path]) -> None:
     loaded = load_model(submission_files[0])
-    assert equal(loaded.model, clients()[0].model)
-    assert loaded.classes == CLASSES
+    assert equal(loaded.network, clients()[0].model)
+    assert loaded.task.classes == CLASSES
 
 
 def test_weights_that_were_changed_are_refused(saved: Path) -> None:

@@ -23,7 +23,6 @@ from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate, predict
 from oneround.files import read_json, sha256, write_atomic, write_json
 from oneround.models.ensemble import Client, Ensemble, Rule
-from oneround.models.inference import to_fast_layout
 from oneround.runs.device import fabric_for
 from oneround.schema import Strict, validated
 from oneround.study import ArchitectureSpec, ImageSpec, Task
@@ -228,5 +227,4 @@ def _restore(config: ModelConfig, content: bytes, path: Path) -> nn.Module:
             file=path,
             remedy="Copy both files again from the RUN folder.",
         ) from error
-    to_fast_layout(model)
     return model.eval().requires_grad_(False)

@@ -11,11 +11,12 @@ import torch
 
 import oneround
 from oneround import methods
-from oneround.coordinator.aggregate import distill, ensemble_of
+from oneround.coordinator.aggregate import aggregate, ensemble_of
 from oneround.coordinator.results import Results
 from oneround.errors import OneRoundError
 from oneround.methods import Method
 from oneround.model_file import Model, load_model
+from oneround.models.ensemble import Ensemble
 from oneround.report import write_model_card
 from oneround.schema import Strict
 from oneround.submission import Submission, read_submission
@@ -47,7 +48,7 @@ def test_weighted_classes_are_known_to_the_ensemble(submissions: list[Submission
 def test_one_global_model_from_submissions_alone(
     tmp_path: Path, submissions: list[Submission]
 ) -> None:
-    made = distill(STUDY, submissions, out=tmp_path, method=METHOD, options=OPTIONS, seed=3)
+    made = aggregate(STUDY, submissions, out=tmp_path, method=METHOD, options=OPTIONS, seed=3)
     assert equal(load_model(tmp_path).network, made.network)
     results = Results.read(tmp_path)
     assert results.method == "kang2025"
@@ -72,9 +73,9 @@ def test_one_global_model_from_submissions_alone(
 
 def test_the_default_method(tmp_path: Path, submissions: list[Submission]) -> None:
     with pytest.raises(OneRoundError, match="another method than headfit"):
-        distill(STUDY, submissions, out=tmp_path, options=OPTIONS)
+        aggregate(STUDY, submissions, out=tmp_path, options=OPTIONS)
     options = methods.get().resolve("quick", HEADFIT)
-    distill(STUDY, submissions, out=tmp_path, options=options)
+    aggregate(STUDY, submissions, out=tmp_path, options=options)
     results = Results.read(tmp_path)
     assert results.method == "headfit"
     assert "those of the client model of site-1" in results.notes[0]
@@ -90,7 +91,7 @@ def test_interrupted_and_resumed_is_bit_equal(
             raise tiny.Interrupted
 
     def run(folder: str, **arguments: object) -> None:
-        distill(
+        aggregate(
             STUDY, submissions, out=tmp_path / folder, method=METHOD, options=OPTIONS, **arguments
         )
 
@@ -110,16 +111,16 @@ def test_resuming_with_other_submissions_names_them(
     tmp_path: Path, submissions: list[Submission]
 ) -> None:
     method = methods.get("fedavg")
-    distill(STUDY, submissions, out=tmp_path, method=method)
+    aggregate(STUDY, submissions, out=tmp_path, method=method)
     with pytest.raises(OneRoundError, match=r"other options: submissions\.site-1"):
-        distill(STUDY, submissions[:1], out=tmp_path, method=method, resume=True)
+        aggregate(STUDY, submissions[:1], out=tmp_path, method=method, resume=True)
 
 
 def test_two_submissions_of_one_site_are_refused(
     tmp_path: Path, submissions: list[Submission]
 ) -> None:
     with pytest.raises(OneRoundError, match="site-twice") as caught:
-        distill(STUDY, [submissions[0], *submissions], out=tmp_path / "run")
+        aggregate(STUDY, [submissions[0], *submissions], out=tmp_path / "run")
     assert caught.value.remedy
     assert not (tmp_path / "run").exists()
 
@@ -131,7 +132,7 @@ def test_submissions_of_another_study_are_refused(
     changes = {"name": "other", "sites": ("site-1", "site-2"), "classes": tiny.CLASSES[::-1]}
     other = STUDY.model_copy(update=changes)
     with pytest.raises(OneRoundError) as caught:
-        distill(other, submissions, out=tmp_path / "run", method="fedavg")
+        aggregate(other, submissions, out=tmp_path / "run", method="fedavg")
     found = [
         (Path(line.split(": ")[0]).name, line.split("[")[1].split("]")[0])
         for line in caught.value.reason.splitlines()[1:]
@@ -149,7 +150,7 @@ def test_submissions_of_another_study_are_refused(
 
 def test_no_submission_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OneRoundError, match="no submission"):
-        distill(STUDY, [], out=tmp_path / "run")
+        aggregate(STUDY, [], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -157,7 +158,7 @@ def test_no_submission_is_refused(tmp_path: Path) -> None:
 def test_methods_without_a_student(
     tmp_path: Path, submissions: list[Submission], method: str
 ) -> None:
-    made = distill(STUDY, submissions, out=tmp_path, method=method)
+    made = aggregate(STUDY, submissions, out=tmp_path, method=method)
     x = torch.randn(2, *STUDY.image.shape)
     assert equal(load_model(tmp_path).network, made.network)
     assert torch.allclose(load_model(tmp_path).network(x), made.network(x), atol=1e-5)
@@ -168,12 +169,13 @@ class Options(Strict):
 
 
 def test_a_method_of_ones_own(tmp_path: Path, submissions: list[Submission]) -> None:
-    def first(ensemble: object, study: object, run: object, options: object) -> Model:
-        return Model(submissions[0].model, (submissions[0].manifest.architecture,))
+    def first(ensemble: Ensemble, run: object, options: object) -> Model:
+        architecture = submissions[0].manifest.architecture
+        return Model(submissions[0].model, ensemble.task, (architecture,))
 
     module = ModuleType("first")
     vars(module).update(first=first, Options=Options, PRESETS={"quick": Options()})
-    made = distill(STUDY, submissions, out=tmp_path, method=Method.of(module))
+    made = aggregate(STUDY, submissions, out=tmp_path, method=Method.of(module))
     assert made.network is submissions[0].model
     assert Results.read(tmp_path).method == "first"
 
@@ -183,14 +185,14 @@ def test_sites_that_keep_their_counts(tmp_path: Path) -> None:
     client = oneround.train_client(study, "north", tiny.images())
     client.write(tmp_path / "north.oneround", study)
     submission = read_submission(tmp_path / "north.oneround", study)
-    distill(study, [submission], out=tmp_path / "run", method="ensemble")
+    aggregate(study, [submission], out=tmp_path / "run", method="ensemble")
     assert Results.read(tmp_path / "run").class_counts is None
     assert load_model(tmp_path / "run").network.rule == "probabilities"
 
 
 def test_a_limit_of_flops_ends_the_method(tmp_path: Path, submissions: list[Submission]) -> None:
     options = METHOD.resolve("quick", [*KANG2025, "distillation.steps=50"])
-    run = partial(distill, STUDY, submissions, method=METHOD, options=options)
+    run = partial(aggregate, STUDY, submissions, method=METHOD, options=options)
     run(out=tmp_path / "whole")
     whole = sum(Results.read(tmp_path / "whole").cost[p].flops for p in PHASES)  # type: ignore[union-attr]
     limit = 0.5 * whole

@@ -93,8 +93,9 @@ def test_student_starts_as_the_earlier_model(
     expected = load_model(first).network.state_dict()
     seen = []
 
-    def watch(ensemble: object, adapted: object, samples: object, student: torch.nn.Module,
-              *rest: object) -> None:  # fmt: skip
+    def watch(
+        teacher: object, samples: object, student: torch.nn.Module, *rest: object, **more: object
+    ) -> None:
         seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
 
     monkeypatch.setattr(kang2025, "train_student", watch)
@@ -183,7 +184,7 @@ def test_one_comes_and_one_leaves(distill: Distill) -> None:
         (("north", "south"), (), "the submissions are those of that run"),
         (("north", "south"), ("south",), "south has withdrawn, and a file of it is given"),
         (("north", "south"), ("west",), "west has no part in that run"),
-        (("north-again", "south", "west"), (), "north has handed in another file since"),
+        (("north-again", "south", "west"), (), "north has submitted another file since"),
     ],
 )
 def test_every_change_must_be_asked_for(

@@ -12,7 +12,7 @@ from oneround.distillation.student import (
     Learner,
     StudentOptions,
     broadest_client,
-    distillation_loss,
+    kd_loss,
     new_student,
 )
 from oneround.errors import OneRoundError
@@ -39,15 +39,17 @@ def test_loss_is_torchs_divergence_weighted_by_lambda(temperature: float) -> Non
         w * temperature**2 * kl(log_q, (teacher / temperature).log_softmax(1)).sum(1)
         for w, teacher in ((weight, original), (1 - weight, adapted))
     ]
-    found = distillation_loss(student, original, adapted, weight, temperature)
-    for mine, reference in zip(found, terms, strict=True):
+    both, weights = torch.stack([original, adapted]), torch.stack([weight, 1 - weight])
+    found = kd_loss(student, both, temperature, weights)
+    assert found.shape == (2,)
+    for mine, teacher, w, reference in zip(found, both, weights, terms, strict=True):
         assert mine.item() == pytest.approx(reference.mean().item(), rel=1e-5)
+        assert torch.equal(mine, kd_loss(student, teacher, temperature, w)), "each on its own"
 
 
 def test_loss_is_zero_where_the_student_agrees() -> None:
     teacher = torch.randn(5, 4).log_softmax(1)
-    terms = distillation_loss(teacher + 3, teacher, teacher, torch.rand(5), 2.0)
-    assert [term.item() for term in terms] == pytest.approx([0, 0], abs=1e-6)
+    assert kd_loss(teacher + 3, teacher, 2.0, torch.rand(5)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_new_student_from_scratch() -> None:
@@ -120,11 +122,12 @@ def test_new_student_without_the_class_mix_of_its_site() -> None:
 def test_new_student_from_the_largest_site() -> None:
     members = clients(3)  # site-2 has the most images
     chosen = options(start="auto")
-    student, _ = new_student(Ensemble(members, TASK), chosen, Stage("distillation"))
+    ensemble = Ensemble(members, TASK)
+    student, _ = new_student(ensemble, chosen, Stage("distillation"))
     assert equal(student, members[2].model)
-    assert student is not members[2].model
+    assert student is not ensemble.clients[2].model
     assert all(p.requires_grad for p in student.parameters())
-    assert not any(p.requires_grad for p in members[2].model.parameters())
+    assert not any(p.requires_grad for p in ensemble.clients[2].model.parameters())
     of_another = chosen.model_copy(update={"student": DENSENET})
     fresh, architecture = new_student(Ensemble(members, TASK), of_another, Stage("distillation"))
     assert architecture == DENSENET
@@ -186,7 +189,7 @@ def test_one_step_is_torchs_sgd_on_the_divergence() -> None:
     loss.backward()
     sgd.step()
     assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert entry["noise_adapted"] == 0
+    assert entry.keys() == {"loss", "learning_rate", "agreement"}
     for mine, reference in zip(learner.student.parameters(), model.parameters(), strict=True):
         assert torch.allclose(mine, reference, atol=1e-6)
 

@@ -68,7 +68,7 @@ def made(
 def whole(method: str) -> tuple[nn.Module, list[dict[str, Any]], int]:
     """Model, curve and FLOPs of a run that is never interrupted."""
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
-        model = made(method, run).model
+        model = made(method, run).network
     return model, run.curves()["distillation"], run.costs()["distillation"].flops
 
 
@@ -105,7 +105,7 @@ def check_resumed(method: str, tmp_path: Path, changes: Sequence[str] = ()) -> N
         with pytest.raises(Interrupted):
             made(method, run, changes)
     with Run(tmp_path, {}, resume=True) as run:
-        found = made(method, run, changes).model
+        found = made(method, run, changes).network
     model, curve, flops = whole(method)
     assert equal(found, model)
     assert run.curves()["distillation"] == curve

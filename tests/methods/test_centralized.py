@@ -7,6 +7,7 @@ import pytest
 from oneround import methods
 from oneround.data import ImageSet
 from oneround.errors import OneRoundError
+from oneround.methods import SimulatedSites
 from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.site.training import train_client
@@ -22,7 +23,7 @@ def test_is_one_site_with_the_images_of_all(tmp_path: Path) -> None:
         "site-0": (parts[0], val),
         "site-1": (parts[1], None),
     }
-    with Run(tmp_path, {}, sites=sites) as run:
+    with Run(tmp_path, {}, simulated=SimulatedSites(STUDY, sites)) as run:
         made = METHOD.function(Ensemble(clients(2), TASK), run, METHOD.resolve())
     stage = run.stages["centralized"]
     assert stage.cost.flops > 0

@@ -17,5 +17,5 @@ def test_is_the_client_models_with_the_rule(tmp_path: Path) -> None:
         made = ensemble(Ensemble(members, TASK), run, Options(rule="logits"))
         other = ensemble(Ensemble(members, TASK), run, Options())
     assert torch.equal(made.network(x), Ensemble(members, TASK, "logits")(x))
-    assert torch.equal(other.model(x), Ensemble(members, TASK, "class-counts")(x))
+    assert torch.equal(other.network(x), Ensemble(members, TASK, "class-counts")(x))
     assert made.architectures == (RESNET, DENSENET)

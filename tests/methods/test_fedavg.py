@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from oneround import methods, models
-from oneround.data import ImageSet
 from oneround.errors import OneRoundError
+from oneround.methods import SimulatedSites
 from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble, average
 from oneround.runs.run import Run
@@ -16,6 +16,7 @@ from tests.tiny import (
     DENSENET,
     IMAGE,
     RESNET,
+    STUDY,
     TASK,
     clients,
     equal,
@@ -25,10 +26,9 @@ from tests.tiny import (
 )
 
 METHOD = methods.get("fedavg")
-SITES: dict[str, tuple[ImageSet, ImageSet | None]] = {
-    "site-0": (images(16, seed=1), None),
-    "site-1": (images(32, seed=2), None),
-}
+SITES = SimulatedSites(
+    STUDY, {"site-0": (images(16, seed=1), None), "site-1": (images(32, seed=2), None)}
+)
 
 
 def made(run: Run, changes: Sequence[str] = ()) -> Model:
@@ -81,7 +81,7 @@ def test_many_rounds_need_the_images_of_the_sites(tmp_path: Path) -> None:
 
 
 def test_many_rounds_train_the_average_again_and_again(tmp_path: Path) -> None:
-    with Run(tmp_path, {}, sites=SITES) as run:
+    with Run(tmp_path, {}, simulated=SITES) as run:
         result = made(run, ["rounds=3", "learning_rate=0.02"])
     curve = run.stages["rounds"].curve
     assert [entry["round"] for entry in curve] == [1, 2, 3]
@@ -95,12 +95,12 @@ def test_many_rounds_train_the_average_again_and_again(tmp_path: Path) -> None:
 
 
 def test_interrupted_rounds_end_where_the_others_do(tmp_path: Path) -> None:
-    with Run(tmp_path / "whole", {}, sites=SITES) as run:
+    with Run(tmp_path / "whole", {}, simulated=SITES) as run:
         whole = made(run, ["rounds=3"])
-    with Run(tmp_path / "parts", {}, sites=SITES) as run:
+    with Run(tmp_path / "parts", {}, simulated=SITES) as run:
         stage = run.stage("rounds")
         run.stage = lambda *a, **k: stage  # type: ignore[method-assign]
         with interrupted(stage, 2):
             made(run, ["rounds=3"])
-    with Run(tmp_path / "parts", {}, sites=SITES, resume=True) as run:
-        assert equal(made(run, ["rounds=3"]).model, whole.model)
+    with Run(tmp_path / "parts", {}, simulated=SITES, resume=True) as run:
+        assert equal(made(run, ["rounds=3"]).network, whole.network)

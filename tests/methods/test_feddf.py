@@ -40,7 +40,7 @@ def made(run: Run, public: Path, changes: Sequence[str] = (), preset: str = "pap
 
 def test_the_student_starts_as_the_average(tmp_path: Path, public: Path) -> None:
     with Run(tmp_path / "run", {}) as run:
-        model = made(run, public, ["distillation.learning_rate=1e-12"]).model
+        model = made(run, public, ["distillation.learning_rate=1e-12"]).network
     start = average(Ensemble(clients(2), TASK))
     assert torch.allclose(model.fc.weight, start.fc.weight, atol=1e-9)  # type: ignore[union-attr, arg-type]
 
@@ -60,7 +60,7 @@ def test_the_student_comes_closer_to_the_ensemble(tmp_path: Path, public: Path) 
         with torch.enable_grad():
             model = made(
                 run, public, ["steps=60", "batch_size=16", "distillation.learning_rate=0.01"]
-            ).model
+            ).network
         assert divergence(model) < 0.5 * before
     assert run.stages["distillation"].cost.flops > 0
 
@@ -75,7 +75,7 @@ def test_interrupted_and_resumed(tmp_path: Path, public: Path) -> None:
         with interrupted(stage, 110):
             made(run, public, steps, "quick")
     with Run(tmp_path / "parts", {}, resume=True) as run:
-        assert equal(made(run, public, steps, "quick").model, whole.model)
+        assert equal(made(run, public, steps, "quick").network, whole.network)
 
 
 def test_without_public_images_there_is_nothing_to_do(tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ def test_every_image_of_every_trajectory_teaches_once(
     lessons: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
     learn = Learner.learn
 
-    def spy(self, loop, x, original, adapted, weight):  # type: ignore[no-untyped-def]
-        lessons.append((x.clone(), original, adapted, weight))
-        return learn(self, loop, x, original, adapted, weight)
+    def spy(self, loop, x, taught, weight, names):  # type: ignore[no-untyped-def]
+        assert torch.equal(weight[0] + weight[1], torch.ones(len(x)))
+        lessons.append((x.clone(), *taught, weight[0]))
+        return learn(self, loop, x, taught, weight, names)
 
     monkeypatch.setattr(Learner, "learn", spy)
     with Run(tmp_path, {}) as run:
@@ -68,7 +69,7 @@ def test_interrupted_and_resumed(tmp_path: Path, stop: int) -> None:
         with interrupted(stage, stop):
             made(run)
     with Run(tmp_path / "parts", {}, resume=True) as run:
-        assert equal(made(run).model, whole.model)
+        assert equal(made(run).network, whole.network)
 
 
 def test_ends_when_the_flops_are_spent(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_only_the_last_layer_of_the_broadest_client_learns(tmp_path: Path) -> No
 
 def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
     with Run(tmp_path / "straight", {}) as run:
-        straight, curve = made(run).model, run.curves()["distillation"]
+        straight, curve = made(run).network, run.curves()["distillation"]
         flops = run.spent().flops
     for step in (1, 4):
 
@@ -96,7 +96,7 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
         with pytest.raises(Interrupted), Run(out, {}, callbacks=[Watching(stop)]) as run:
             made(run)
         with Run(out, {}, resume=True) as run:
-            assert equal(made(run).model, straight)
+            assert equal(made(run).network, straight)
             assert run.curves()["distillation"] == curve
             assert run.spent().flops == flops
 
@@ -120,7 +120,7 @@ def test_where_flops_are_few_the_bank_is_viewed_less_often_and_the_layer_learns_
         made(run, changes)
         limit = run.spent().flops / 2
     with Run(tmp_path / "limited", {}, flops=limit) as run:
-        straight = made(run, changes).model
+        straight = made(run, changes).network
         assert 0.7 * limit < run.spent().flops < limit
 
     def stop(stage: str, done: int, total: int, note: str) -> None:
@@ -133,7 +133,7 @@ def test_where_flops_are_few_the_bank_is_viewed_less_often_and_the_layer_learns_
     ):
         made(run, changes)
     with Run(tmp_path / "r", {}, flops=limit, resume=True) as run:
-        assert equal(made(run, changes).model, straight)
+        assert equal(made(run, changes).network, straight)
     assert not torch.equal(straight.state_dict()["fc.weight"], start)
     with Run(tmp_path / "least", {}, flops=1) as run:
         made(run, changes)  # one view, even if it is too dear
@@ -152,13 +152,11 @@ def test_the_student_ends_where_the_loss_is_least() -> None:
         "quick", ["last_layer.steps=1500", "last_layer.views=1", "last_layer.trust=0.1"]
     )
     layer_options = options.last_layer
-    student = teach_last_layer(ensemble, first, bank, STUDY, layer_options, Stage("distillation"))
+    student = teach_last_layer(ensemble, first, bank, layer_options, Stage("distillation"))
     taught_layer = last_layer(student, IMAGE, 3)
     own, taught, features = (
         part.double().numpy()
-        for part in lessons(
-            ensemble, first, bank, STUDY, layer_options, Stage("distillation"), Meter()
-        )
+        for part in lessons(ensemble, first, bank, layer_options, Stage("distillation"), Meter())
     )
     stay = 0.1 * np.array([90 / 100, 60 / 70, 0]) + 0.05  # 90, 60 and no images
     soft = np.exp(taught / 4)

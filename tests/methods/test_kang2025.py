@@ -13,10 +13,20 @@ from safetensors.torch import load_file
 
 from oneround import methods
 from oneround.model_file import Model
-from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble
 from oneround.runs.run import Run
-from tests.tiny import DENSENET, IMAGE, KANG2025, RESNET, STUDY, clients, equal, network
+from tests.tiny import (
+    DENSENET,
+    IMAGE,
+    KANG2025,
+    RESNET,
+    STUDY,
+    TASK,
+    Watching,
+    clients,
+    equal,
+    network,
+)
 
 METHOD = methods.get("kang2025")
 
@@ -28,7 +38,7 @@ def made(run: Run, changes: Sequence[str] = (), ensemble: Ensemble | None = None
 
 def test_makes_one_network_from_client_models_alone(tmp_path: Path) -> None:
     told = set()
-    with Run(tmp_path, {}, callbacks=[Watching(lambda stage)], *rest: told.add(stage)) as run:
+    with Run(tmp_path, {}, callbacks=[Watching(lambda stage, *rest: told.add(stage))]) as run:
         result = made(run)
     assert result.network(torch.randn(2, *IMAGE.shape)).shape == (2, 3)
     assert result.architectures == (RESNET,)
@@ -57,7 +67,7 @@ def test_is_deterministic_and_depends_on_the_seed(tmp_path: Path) -> None:
     results = []
     for number, seed in enumerate((1, 1, 2)):
         with Run(tmp_path / str(number), {}, seed=seed) as run:
-            results.append(made(run).model)
+            results.append(made(run).network)
     assert equal(results[0], results[1])
     assert not equal(results[0], results[2])
 
@@ -87,7 +97,14 @@ def test_extension_starts_from_a_late_site_that_brings_a_class(
         replace(client, class_counts=c, images=sum(c or (900,)))
         for client, c in zip(clients(3), counts, strict=True)
     ]
-    Model(network(7), STUDY.task, (DENSENET,), method="kang2025", study=STUDY.name, study_hash=STUDY.hash).save(tmp_path)
+    Model(
+        network(7),
+        STUDY.task,
+        (DENSENET,),
+        method="kang2025",
+        study=STUDY.name,
+        study_hash=STUDY.hash,
+    ).save(tmp_path)
     options: Any = METHOD.resolve("quick", ["distillation.start=auto", *changes])
     assert METHOD.extend
     extended = METHOD.extend(Ensemble(members, TASK), options, tmp_path, ("site-2",))
@@ -113,9 +130,9 @@ def test_extension_starts_from_a_late_site_that_brings_a_class(
 )
 def test_every_choice_can_be_switched(tmp_path: Path, changes: list[str]) -> None:
     with Run(tmp_path / "default", {}) as run:
-        default = made(run).model
+        default = made(run).network
     with Run(tmp_path / "switched", {}) as run:
-        switched = made(run, changes).model
+        switched = made(run, changes).network
     assert not equal(default, switched)
     assert switched(torch.randn(2, *IMAGE.shape)).isfinite().all()
 

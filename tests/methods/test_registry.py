@@ -21,7 +21,6 @@ def test_every_method_is_complete(name: str) -> None:
     assert all(isinstance(preset, method.options) for preset in method.presets.values())
     assert list(inspect.signature(method.function).parameters) == [
         "ensemble",
-        "study",
         "run",
         "options",
     ]

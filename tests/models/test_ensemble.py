@@ -140,6 +140,19 @@ def test_client_models_are_frozen_and_in_eval_mode() -> None:
     assert not any(p.requires_grad for p in ensemble.parameters())
 
 
+def test_what_is_given_stays_as_it_is() -> None:
+    """Strided 1×1 convolutions are replaced and weights reordered in copies alone."""
+    model = network().train()
+    layers = {name: type(layer) for name, layer in model.named_modules()}
+    strides = {name: p.stride() for name, p in model.named_parameters()}
+    ensemble = Ensemble([Client("a", model, RESNET, 10)], TASK)
+    assert {name: type(layer) for name, layer in model.named_modules()} == layers
+    assert {name: p.stride() for name, p in model.named_parameters()} == strides
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert {type(m) for m in ensemble.models.modules()} - {nn.ModuleList} != set(layers.values())
+
+
 def test_with_rule_shares_the_client_models() -> None:
     ensemble = Ensemble(clients(2), TASK, "logits")
     other = ensemble.with_rule("probabilities")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from oneround.runs.callbacks import Observer
 from oneround.runs.loop import Loop
-from oneround.runs.stage import Observer, Stage
-from tests.tiny import interrupted
+from oneround.runs.stage import Stage
+from tests.tiny import Watching, interrupted
 
 STEP = 2 * 4 * 6 * 5
 """FLOPs of one step below."""
@@ -23,7 +24,7 @@ def work(loop: Loop, model: nn.Linear) -> None:
 
 def test_steps_are_counted_and_told() -> None:
     told = []
-    stage = Stage("distillation", callbacks=[Watching(lambda *event: told.append(event)]))
+    stage = Stage("distillation", callbacks=[Watching(lambda *event: told.append(event))])
     loop, model = Loop(stage, 3), nn.Linear(6, 5)
     for step in loop:
         work(loop, model)
@@ -89,7 +90,7 @@ def test_an_observer_looks_at_costs_that_double(tmp_path: Path) -> None:
         return loop
 
     def stage() -> Stage:
-        return Stage("distillation", folder=tmp_path, observer=Observer(look, first=2 * STEP))
+        return Stage("distillation", folder=tmp_path, callbacks=(Observer(look, first=2 * STEP),))
 
     first = stage()
     with interrupted(first, 5):

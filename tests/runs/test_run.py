@@ -12,6 +12,7 @@ import pytest
 from oneround.errors import OneRoundError
 from oneround.runs.cost import Cost
 from oneround.runs.run import PROGRESS, Run, environment, is_working
+from tests.tiny import Watching
 
 OPTIONS = {"method": "x", "options": {"steps": 3, "noise": {"kinds": ["a", "b"]}}}
 
@@ -51,7 +52,7 @@ def test_progress_is_noted_at_most_once_a_second(
 ) -> None:
     now, told = [0.0], []
     monkeypatch.setattr("oneround.runs.run.time.monotonic", lambda: now[0])
-    with Run(tmp_path, OPTIONS, callbacks=[Watching(lambda *step: told.append(step)])) as run:
+    with Run(tmp_path, OPTIONS, callbacks=[Watching(lambda *step: told.append(step))]) as run:
         assert not (tmp_path / PROGRESS).exists()
         stage, noted = run.stage("synthesis"), []
         for step in range(25):

@@ -8,6 +8,7 @@ from lightning_fabric import Fabric
 
 from oneround.errors import OneRoundError
 from oneround.runs.stage import Stage, derived_seed
+from tests.tiny import Watching
 
 
 def numbers(stage: Stage, *piece: object) -> list[int]:
@@ -45,7 +46,9 @@ def test_folder_is_made_for_the_first_file(tmp_path: Path) -> None:
 
 def test_progress_names_the_stage() -> None:
     told = []
-    Stage("training", callbacks=[Watching(lambda *all_of_it: told.append(all_of_it)])).tell(1, 2, "note")
+    Stage("training", callbacks=[Watching(lambda *all_of_it: told.append(all_of_it))]).tell(
+        1, 2, "note"
+    )
     assert told == [("training", 1, 2, "note")]
 
 

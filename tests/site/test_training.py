@@ -16,7 +16,7 @@ from oneround.evaluation import predict
 from oneround.models.batch_norm import batch_norms
 from oneround.runs.stage import Stage
 from oneround.site import training
-from oneround.site.training import class_weights, schedule_for, train_client
+from oneround.site.training import class_weights, train_client
 from oneround.study import ArchitectureSpec, Study
 from oneround.submission import read_submission
 from tests.tiny import IMAGE, RESNET, STUDY, TRAINING, equal, images, interrupted, network, seeded
@@ -276,24 +276,6 @@ def test_steps_are_the_batches_of_all_epochs(size: int, least: int) -> None:
         batch = training.batch_size(count, spec)
         expected = 3 * len(list(batches(count, batch, seeded())))
         assert training.training_steps(count, spec) == expected, count
-
-
-def test_schedules() -> None:
-    def rates(name: str, steps: int = 10) -> list[float]:
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2, momentum=0.9)
-        schedule, found = schedule_for(optimizer, name, 0.2, steps), []
-        for _ in range(steps):
-            found.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-        return found
-
-    assert rates("constant") == [0.2] * 10
-    assert rates("step") == pytest.approx([0.2] * 5 + [0.02] * 2 + [0.002] * 3)
-    one_cycle = rates("one-cycle")
-    assert max(one_cycle) == pytest.approx(0.2, rel=0.05)
-    assert one_cycle.index(max(one_cycle)) in (2, 3)
-    assert one_cycle[-1] < 0.01 < one_cycle[1]
 
 
 def test_augment_nothing() -> None:

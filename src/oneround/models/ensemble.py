@@ -123,7 +123,7 @@ class Ensemble(nn.Module):
             )
         self.clients, self.task = tuple(clients), task
         self.rule: Rule = rule
-        self.models = nn.ModuleList(client.model for client in clients)
+        self.models = nn.ModuleList(client.model for client in clients).eval()
         class_counts = [client.class_counts for client in clients]
         self.register_buffer("weights", _weights(class_counts))
         self.register_buffer("log_priors", _log_priors(clients))

@@ -273,8 +273,8 @@ def evaluate_all(
         return metrics.model_dump()
 
     sites = [
-        SiteMetrics.model_validate(measured(s.model, s.manifest.site) | {"site": s.manifest.site})
-        for s in submissions
+        SiteMetrics.model_validate(measured(client.model, client.site) | {"site": client.site})
+        for client in ensemble.clients
     ]
     rules = {}
     for name in RULES:

@@ -17,7 +17,6 @@ from torch import nn
 from oneround import models, signing
 from oneround.errors import OneRoundError, Problem
 from oneround.files import sha256
-from oneround.models.inference import to_fast_layout
 from oneround.study import Study
 from oneround.submission import checks, weights
 from oneround.submission.container import (
@@ -301,5 +300,4 @@ def _restore(manifest: Manifest, tensors: dict[str, torch.Tensor]) -> nn.Module:
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         model = models.build(manifest.architecture, manifest.image, len(manifest.classes))
     model.load_state_dict(tensors)
-    to_fast_layout(model)
     return model.eval().requires_grad_(False)
