@@ -57,16 +57,18 @@ def make_submission(
 ) -> Made:
     """All that a site does with its images: train, and write the file beside a contact sheet.
 
-    An interrupted training goes on when the same call is made again: until the file is written,
-    epochs are kept in ``NAME.training`` beside it.
+    An interrupted training continues when the same call is made again: until the file is written,
+    epochs are stored in ``NAME.training`` beside it.
 
     Args:
-        study, site, architecture: as for :func:`oneround.site.training.train_client`.
-        splits: images of the site.
-        file: the submission to write; an older one is replaced.
-        device: where to train; see :data:`oneround.runs.device.Device`.
-        fabric: device and precision, in place of ``device``.
-        callbacks: watch the training.
+        study: The agreement.
+        site: Name of the site.
+        splits: Images of the site.
+        file: The submission to write; an older one is replaced.
+        architecture: Network, one of the study's; its first by default.
+        device: Where to train; see :data:`oneround.runs.device.Device`.
+        fabric: Device and precision, in place of ``device``.
+        callbacks: What watches the training.
 
     Raises:
         OneRoundError: as for :func:`oneround.site.training.train_client`, or ``file`` is there and is
