@@ -71,8 +71,8 @@ def make_submission(
         callbacks: What watches the training.
 
     Raises:
-        OneRoundError: as for :func:`oneround.site.training.train_client`, or ``file`` is there and is
-            no submission.
+        OneRoundError: as for :func:`oneround.site.training.train_client`, or ``file`` is there and
+            is no submission.
     """
     file = Path(file)
     if file.exists() and any(problem.fatal for problem in check_submission(file)):
