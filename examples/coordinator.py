@@ -10,13 +10,13 @@ import torch
 
 from oneround import (
     ArchitectureSpec,
+    Callback,
     ImageSpec,
     Study,
     TrainingSpec,
-    distill,
-    methods,
+    aggregate,
+    make_submission,
     read_submissions,
-    train_client,
     write_report,
 )
 from oneround.data.phantoms import PHANTOM_CLASSES, phantoms
@@ -35,31 +35,35 @@ study = Study(
 study.write(folder / "study.toml")
 print(f"study {study.name}, hash {study.hash[:12]}, in {folder / 'study.toml'}")
 
-# Two hospitals would do this at home. Their images are drawn, and never seen again below.
+# Two hospitals would do this at home. Their images are generated, and never seen again below.
 for seed, site in enumerate(study.sites):
     images = phantoms(torch.Generator().manual_seed(seed), train=300, val=60, test=1)
-    train_client(study, site, images.train, images.val).write(folder / f"{site}.oneround", study)
+    make_submission(study, site, images, folder / f"{site}.oneround")
     print(f"{site}.oneround has arrived")
 
-# Everything wrong with any file is found here and told at once.
+# Everything wrong with any file is found here and reported at once.
 submissions = read_submissions(sorted(folder.glob("*.oneround")), study)
 print(f"{len(submissions)} submissions read, {sum(s.size for s in submissions):,} bytes in all")
 
-# Preset "quick", made quicker for this example. Leave out `options` for the preset as it is.
-method = methods.get()
-options = method.resolve("quick", ["inversion.images=64", "inversion.batch_size=32"])
 
-
-def show(stage: str, done: int, total: int, note: str) -> None:
+class EndOfStages(Callback):
     """One line at the end of each stage."""
-    if done == total:
-        print(f"  {stage} {done}/{total} {note}")
+
+    def on_progress(self, stage: str, done: int, total: int, note: str) -> None:
+        if done == total:
+            print(f"  {stage} {done}/{total} {note}")
 
 
-made = distill(
-    study, submissions, method=method, options=options, out=folder / "run", progress=show
+# Preset "quick", made quicker for this example. Leave out `options` for the preset as it is,
+# and `out` if the model is all that you want: then nothing is written.
+model = aggregate(
+    study,
+    submissions,
+    options={"inversion": {"images": 64, "batch_size": 32}},
+    out=folder / "run",
+    callbacks=[EndOfStages()],
 )
-print(f"the global model is a {made.architectures[0]}; send {folder / 'run/global.safetensors'}")
+print(f"the global model is a {model.architectures[0]}; send {folder / 'run/global.safetensors'}")
 print(
     f"with config.json to the hospitals, which evaluate it; report: {write_report(folder / 'run')}"
 )

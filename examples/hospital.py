@@ -1,6 +1,6 @@
-"""A hospital: read local images, train the client model, write the one file to hand in.
+"""A hospital: read local images, train the client model, write the one file to submit.
 
-Runs on drawn images in a few seconds: ``python examples/hospital.py``.
+Runs on generated images in a few seconds: ``python examples/hospital.py``.
 """
 
 import tempfile
@@ -14,7 +14,6 @@ from oneround import (
     Study,
     TrainingSpec,
     check_submission,
-    evaluate,
     load_model,
     train_client,
 )
@@ -32,7 +31,9 @@ study = Study(
 
 # Your own images: read_splits("images/", image=study.image, classes=study.classes).
 splits = phantoms(torch.Generator().manual_seed(1), train=300, val=60, test=120)
-print(f"{len(splits.train)} drawn training images, {splits.train.class_counts().tolist()} by class")
+print(
+    f"{len(splits.train)} generated training images, {splits.train.class_counts().tolist()} by class"
+)
 
 # The epoch with the lowest loss on the hospital's own validation images is the result.
 client = train_client(study, "north", splits.train, splits.val)
@@ -41,7 +42,7 @@ print(f"trained {client.training.epochs} epochs, kept number {client.training.be
 # Weights and a manifest, no images. Nothing else is for the coordinator.
 path = Path(tempfile.mkdtemp(prefix="oneround-")) / "north.oneround"
 manifest = client.write(path, study)
-print(f"{path}: {path.stat().st_size:,} bytes to hand in. Its manifest tells:")
+print(f"{path}: {path.stat().st_size:,} bytes to submit. Its manifest says:")
 print(manifest.model_dump_json(indent=2))
 
 # What the coordinator will check, and would see.
@@ -49,7 +50,9 @@ for problem in check_submission(path, study):
     print(problem)
 
 # Any model file can be evaluated here: a submission, or the global model when it comes back.
-loaded = load_model(path)
-metrics = evaluate(loaded.model, splits.test, loaded.image)
+model = load_model(path)
+metrics = model.evaluate(splits.test)
 low, high = metrics.intervals["accuracy"]
 print(f"accuracy on {metrics.images} test images {metrics.accuracy:.2f} [{low:.2f}, {high:.2f}]")
+probabilities = model.predict_proba(splits.test)
+print(f"the first image: {study.classes[probabilities[0].argmax()]}, {probabilities[0].max():.2f}")

@@ -15,7 +15,6 @@ from oneround import (
     ImageSpec,
     Study,
     TrainingSpec,
-    in_memory,
     read_submission,
     register,
     train_client,
@@ -56,7 +55,7 @@ study = Study(
     architectures=(ArchitectureSpec(name="two-layers", arguments={"width": 8}),),
     training=TrainingSpec(epochs=4, batch_size=20),
 )
-client = train_client(study, "north", in_memory(Lesions(), study.classes))
+client = train_client(study, "north", Lesions())
 print(f"own validation: {client.training.validation}")
 
 path = Path(tempfile.mkdtemp(prefix="oneround-")) / "north.oneround"

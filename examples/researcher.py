@@ -1,6 +1,6 @@
 """A researcher: many hospitals in one process, and how one option changes the result.
 
-Runs on drawn images in under a minute: ``python examples/researcher.py``. The budgets are far
+Runs on generated images in under a minute: ``python examples/researcher.py``. The budgets are far
 too small to conclude anything; ``benchmarks/`` has the real comparisons.
 """
 
@@ -14,7 +14,6 @@ from oneround import (
     ImageSpec,
     Study,
     TrainingSpec,
-    methods,
     simulate,
     write_report,
 )
@@ -32,17 +31,9 @@ study = Study(
 )
 
 # Both runs have the same sites, the same client models and the same image bank.
-method = methods.get("kang2025")
-tiny = [
-    "inversion.images=48",
-    "inversion.batch_size=48",
-    "inversion.steps=20",
-    "distillation.steps=40",
-    "distillation.batch_size=32",
-    "distillation.noise_pool=128",
-]
+inversion = {"images": 48, "batch_size": 48, "steps": 20}
+distillation = {"steps": 40, "batch_size": 32, "noise_pool": 128}
 for mix in ("noise", "none"):
-    options = method.resolve("quick", [*tiny, f"distillation.mix={mix}"])
     run = folder / f"mix-{mix}"
     # The test images are used at the very end, and only to report.
     results = simulate(
@@ -51,8 +42,8 @@ for mix in ("noise", "none"):
         sites=3,
         partition="dirichlet",
         beta=0.6,
-        method=method,
-        options=options,
+        method="kang2025",
+        options={"inversion": inversion, "distillation": distillation | {"mix": mix}},
         out=run,
     )
     models = results.models

@@ -20,15 +20,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from oneround import methods
     from oneround.coordinator.aggregate import aggregate
-    from oneround.coordinator.aggregate import distill as distill
     from oneround.coordinator.results import Results
-    from oneround.data import ImageSet, Splits, as_image_set, read_splits
-    from oneround.data.image_set import in_memory as in_memory
+    from oneround.data import ImageSet, Splits, read_splits
     from oneround.errors import OneRoundError, Problem
-    from oneround.evaluation import Metrics, evaluate, predict
+    from oneround.evaluation import Metrics
     from oneround.model_file import Model, load_model
-    from oneround.models.ensemble import Client, Ensemble
     from oneround.models.registry import register
     from oneround.report import write_report
     from oneround.research.simulation import simulate
@@ -42,14 +40,11 @@ if TYPE_CHECKING:
         read_submission,
         read_submissions,
         seal_submission,
-        write_submission,
     )
 
 __all__ = [
     "ArchitectureSpec",
     "Callback",
-    "Client",
-    "Ensemble",
     "ImageSet",
     "ImageSpec",
     "Metrics",
@@ -64,12 +59,10 @@ __all__ = [
     "TrainedClient",
     "TrainingSpec",
     "aggregate",
-    "as_image_set",
     "check_submission",
-    "evaluate",
     "load_model",
     "make_submission",
-    "predict",
+    "methods",
     "read_splits",
     "read_submission",
     "read_submissions",
@@ -78,18 +71,15 @@ __all__ = [
     "simulate",
     "train_client",
     "write_report",
-    "write_submission",
 ]
 
 _WHERE = {
-    "oneround.coordinator.aggregate": ("aggregate", "distill"),
+    "oneround.coordinator.aggregate": ("aggregate",),
     "oneround.coordinator.results": ("Results",),
-    "oneround.data": ("ImageSet", "Splits", "as_image_set", "read_splits"),
-    "oneround.data.image_set": ("in_memory",),
+    "oneround.data": ("ImageSet", "Splits", "read_splits"),
     "oneround.errors": ("OneRoundError", "Problem"),
-    "oneround.evaluation": ("Metrics", "evaluate", "predict"),
+    "oneround.evaluation": ("Metrics",),
     "oneround.model_file": ("Model", "load_model"),
-    "oneround.models.ensemble": ("Client", "Ensemble"),
     "oneround.models.registry": ("register",),
     "oneround.report": ("write_report",),
     "oneround.research.simulation": ("simulate",),
@@ -103,11 +93,13 @@ _WHERE = {
         "read_submission",
         "read_submissions",
         "seal_submission",
-        "write_submission",
     ),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
-_PACKAGES = ("methods", "models")  # so that ``oneround.methods.get`` needs no import of its own
+_MODULES = ("methods", "models")  # so that ``oneround.methods.get`` needs no import of its own
+
+_RENAMED = {"distill": "aggregate", "GlobalModel": "Model", "LoadedModel": "Model"}
+"""Names of the version before; they work until the next one."""
 
 
 def __getattr__(name: str) -> object:
@@ -116,9 +108,14 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("oneround")
+    if name in _RENAMED:
+        from oneround.errors import warn_renamed
+
+        warn_renamed(f"oneround.{name}", f"oneround.{_RENAMED[name]}")
+        return __getattr__(_RENAMED[name])
     if name in _MODULE_OF:
         found = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    elif name in _PACKAGES:
+    elif name in _MODULES:
         found = importlib.import_module(f"oneround.{name}")
     else:
         raise AttributeError(f"module 'oneround' has no attribute {name!r}")
@@ -127,4 +124,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_PACKAGES, "__version__"})
+    return sorted({*__all__, *_MODULES, "__version__"})

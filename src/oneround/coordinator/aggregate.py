@@ -24,7 +24,7 @@ from oneround.coordinator.updates import (
     succession,
 )
 from oneround.coordinator.updates import kept as kept_of
-from oneround.errors import OneRoundError, warn_renamed
+from oneround.errors import OneRoundError
 from oneround.files import sha256, write_json
 from oneround.methods import Method
 from oneround.model_file import WEIGHTS, Model
@@ -129,12 +129,6 @@ def aggregate(
             results.write(run.path)
             ledger_of(run, results, change, before).write(run.path)
     return made
-
-
-def distill(study: Study, submissions: Sequence[Submission], **options: Any) -> Model:
-    """:func:`aggregate`, by the name that it had in the version before."""
-    warn_renamed("oneround.distill", "oneround.aggregate")
-    return aggregate(study, submissions, **options)
 
 
 def _chosen(

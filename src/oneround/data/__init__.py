@@ -4,7 +4,7 @@
 divide a data set among the sites of a simulation.
 """
 
-from oneround.data.image_set import ImageSet, Splits, as_image_set, batches, in_memory
+from oneround.data.image_set import ImageSet, Splits, as_image_set, batches
 from oneround.data.partition import by_site, dirichlet, iid
 from oneround.data.reading import DataDescription, describe, read_splits
 
@@ -18,6 +18,5 @@ __all__ = [
     "describe",
     "dirichlet",
     "iid",
-    "in_memory",
     "read_splits",
 ]

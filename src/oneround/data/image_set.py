@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from oneround.errors import OneRoundError, warn_renamed
+from oneround.errors import OneRoundError
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,6 @@ def as_image_set(data: Images, classes: Sequence[str]) -> ImageSet:
             remedy="Give indices into the classes of the study, from 0.",
         )
     return ImageSet(images, labels, tuple(classes))
-
-
-def in_memory(data: Images, classes: Sequence[str]) -> ImageSet:
-    """:func:`as_image_set`, by the name that it had in the version before."""
-    warn_renamed("in_memory", "as_image_set")
-    return as_image_set(data, classes)
 
 
 def _range(data: Dataset[Any]) -> range:

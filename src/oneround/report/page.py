@@ -32,7 +32,7 @@ def write_report(run: Path) -> Path:
         raise OneRoundError(
             "there are no results here.",
             file=run / "results.json",
-            remedy="Give the RUN folder of `oneround simulate` or `oneround distill`.",
+            remedy="Give the RUN folder of `oneround simulate` or `oneround aggregate`.",
         )
     study = results.get("study") or {}
     curves = _read_object(run / "curves.json")
