@@ -5,11 +5,8 @@ from hypothesis import strategies as st
 
 from oneround.data.partition import (
     by_site,
-    class_count_table,
-    dirichlet,
     dirichlet_shares,
     equal_shares,
-    iid,
     split_by_shares,
 )
 from oneround.errors import OneRoundError
@@ -19,6 +16,19 @@ LABELS = torch.arange(1000) % 4
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def iid(labels, sites, generator):
+    return split_by_shares(labels, equal_shares(len(torch.bincount(labels)), sites), generator)
+
+
+def dirichlet(labels, sites, beta, generator, minimum=10):
+    shares = dirichlet_shares(torch.bincount(labels), sites, beta, generator, minimum)
+    return split_by_shares(labels, shares, generator)
+
+
+def class_count_table(parts, labels, classes):
+    return torch.stack([torch.bincount(labels[part], minlength=classes) for part in parts])
 
 
 def assert_partition(parts, count):

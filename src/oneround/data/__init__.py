@@ -5,7 +5,7 @@ divide a data set among the sites of a simulation.
 """
 
 from oneround.data.image_set import ImageSet, Splits, as_image_set, batches
-from oneround.data.partition import by_site, dirichlet, iid
+from oneround.data.partition import by_site
 from oneround.data.reading import DataDescription, describe, read_splits
 
 __all__ = [
@@ -16,7 +16,5 @@ __all__ = [
     "batches",
     "by_site",
     "describe",
-    "dirichlet",
-    "iid",
     "read_splits",
 ]

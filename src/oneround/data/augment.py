@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 
-def augment(
-    x: torch.Tensor, kinds: Sequence[str], generator: torch.Generator, fill: float = 0.0
-) -> torch.Tensor:
+def augment(x: torch.Tensor, kinds: Sequence[str], generator: torch.Generator) -> torch.Tensor:
     """Random changes that keep the class, drawn for every image of the batch.
 
     One affine map per image covers ``flip`` (left–right), ``shift`` (up to 8 % of the side) and

@@ -23,36 +23,6 @@ from oneround.errors import OneRoundError
 TRIES = 1000
 
 
-def iid(labels: torch.Tensor, sites: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Sites of equal size and equal class mix, up to rounding.
-
-    Args:
-        labels: (N,) ``int64``.
-        sites: number of sites.
-        generator: decides which image goes where.
-
-    Returns:
-        Sorted indices of each site's images; every image is at exactly one site.
-
-    Raises:
-        OneRoundError: ``sites`` is less than one.
-    """
-    shares = equal_shares(len(torch.bincount(labels)), sites)
-    return split_by_shares(labels, shares, generator)
-
-
-def dirichlet(
-    labels: torch.Tensor, sites: int, beta: float, generator: torch.Generator, minimum: int = 10
-) -> list[torch.Tensor]:
-    """Sites with different class mixes; see :func:`dirichlet_shares`, and :func:`iid` for the rest.
-
-    Raises:
-        OneRoundError: as :func:`dirichlet_shares`.
-    """
-    shares = dirichlet_shares(torch.bincount(labels), sites, beta, generator, minimum)
-    return split_by_shares(labels, shares, generator)
-
-
 def by_site(names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Indices of each site's images, from the site name of every image; sites sorted by name."""
     return {
@@ -131,13 +101,6 @@ def split_by_shares(
         shuffled = indices[torch.randperm(len(indices), generator=generator)]
         site_of[shuffled] = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     return [torch.nonzero(site_of == site).flatten() for site in range(shares.shape[1])]
-
-
-def class_count_table(
-    parts: Sequence[torch.Tensor], labels: torch.Tensor, classes: int
-) -> torch.Tensor:
-    """Number of images of each class at each site, (sites, classes) ``int64``."""
-    return torch.stack([torch.bincount(labels[part], minlength=classes) for part in parts])
 
 
 def _site_counts(counts: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

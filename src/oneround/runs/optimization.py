@@ -8,8 +8,6 @@ from typing import Literal
 
 import torch
 
-Schedule = Literal["one-cycle", "constant", "cosine", "step"]
-
 
 def make_optimizer(
     parameters: Iterable[torch.nn.Parameter],
