@@ -299,7 +299,8 @@ def test_method_of_the_guide(tmp_path: Path, submissions: list[Submission]) -> N
     file.write_text(block, encoding="utf-8")
     method = Method.of(module(file))
     assert {"quick", "paper"} <= method.presets.keys()
-    options = method.resolve("quick", [o for o in tiny.KANG2025 if not o.startswith("adaptation")])
+    noise = ("adaptation.", "distillation.noise_pool", "distillation.mix")
+    options = method.resolve("quick", [o for o in tiny.KANG2025 if not o.startswith(noise)])
     made = aggregate(tiny.STUDY, submissions, method=method, options=options, out=tmp_path / "run")
     assert made.architectures == (tiny.RESNET,)
     assert Results.read(tmp_path / "run").method == "bankonly"
