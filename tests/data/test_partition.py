@@ -91,7 +91,7 @@ def test_small_beta_means_different_sites():
 
 
 def test_impossible_partitions_are_explained():
-    with pytest.raises(OneRoundError, match="never did all 5 sites get 500"):
+    with pytest.raises(OneRoundError, match="gives each of the 5 sites 500 images"):
         dirichlet(LABELS, 5, 0.6, seeded(), minimum=500)
     with pytest.raises(OneRoundError, match="beta is 0"):
         dirichlet(LABELS, 5, 0, seeded())

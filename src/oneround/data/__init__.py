@@ -1,4 +1,4 @@
-"""Images in: whatever a hospital has, as labeled images of the size the study says.
+"""Reading images: what a hospital has, as labeled images of the size that the study asks for.
 
 :func:`read_splits` reads MedMNIST files, class folders and CSV lists; the partition functions
 divide a data set among the sites of a simulation.

@@ -9,16 +9,20 @@ from torch import nn
 
 
 def augment(x: torch.Tensor, kinds: Sequence[str], generator: torch.Generator) -> torch.Tensor:
-    """Random changes that keep the class, drawn for every image of the batch.
+    """A batch with random changes that keep the class, sampled for each image.
 
     One affine map per image covers ``flip`` (left–right), ``shift`` (up to 8 % of the side) and
-    ``rotate`` (up to 15°); ``intensity`` scales and shifts the values by up to 10 %. Done for
-    the whole batch at once: transforms that go image by image cost more than the training
-    step of a small network.
+    ``rotate`` (up to 15°), with reflection at the border; ``intensity`` scales the values by up
+    to 10 % and shifts them by up to 0.1. The whole batch is changed at once: transforms image by
+    image cost more than the training step of a small network.
 
     Args:
-        x: (B, C, H, W).
-        kinds: any of ``flip``, ``shift``, ``rotate``, ``intensity``.
+        x: Network input or pixels, (B, C, H, W).
+        kinds: Any of ``flip``, ``shift``, ``rotate``, ``intensity``.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        The changed images, (B, C, H, W).
     """
     count = len(x)
     if count and {"flip", "shift", "rotate"} & set(kinds):

@@ -1,4 +1,4 @@
-"""Labeled images in memory: what every reader returns and everything else takes."""
+"""Labeled images in memory: what every reader returns and everything else accepts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
     """Images of one size with one label each.
 
     Attributes:
-        images: (N, C, H, W), ``uint8`` in [0, 255] (as most files are) or ``float32`` in [0, 1].
+        images: (N, C, H, W), ``uint8`` in [0, 255] (as in most files) or ``float32`` in [0, 1].
         labels: (N,) ``int64``, indices into ``classes``.
-        classes: class names in the order of the study.
-        sites: the site of every image where the source says so (CSV with a site column).
+        classes: Class names in the order of the study.
+        sites: Site of each image, if the source names it (a CSV file with a site column).
+
+    Raises:
+        ValueError: a shape, a type or a label is another than these.
     """
 
     images: torch.Tensor
@@ -44,7 +47,7 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """One image as pixels in [0, 1], (C, H, W), and its label."""
+        """One image, (C, H, W) ``float32`` in [0, 1], and its label."""
         return self.pixels(torch.tensor([index]))[0], int(self.labels[index])
 
     def pixels(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
@@ -59,14 +62,14 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
 
     @staticmethod
     def join(parts: Sequence[ImageSet]) -> ImageSet:
-        """One set of several of the same classes and size; sites are forgotten."""
+        """Several sets of the same classes and image size as one, without sites."""
         dtypes = {part.images.dtype for part in parts}
         images = [part.images if len(dtypes) == 1 else part.pixels() for part in parts]
         labels = torch.cat([part.labels for part in parts])
         return ImageSet(torch.cat(images), labels, parts[0].classes)
 
     def feed(self, digest: hashlib._Hash) -> None:
-        """All that tells this set from another into ``digest``."""
+        """Update ``digest`` with everything that distinguishes this set from another."""
         digest.update(self.images.reshape(-1).numpy().data)
         digest.update(self.labels.reshape(-1).numpy().data)
         if self.sites is not None:
@@ -79,13 +82,13 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
 
 @dataclass(frozen=True)
 class Splits:
-    """One data set, as its source divides it.
+    """One data set, divided as its source divides it.
 
     Attributes:
-        train: what a site trains on.
-        val: the site's own validation split; ``None``: cut one from ``train``.
-        test: held-out images; used only to report.
-        skipped: one line for every file that could not be read: path and reason.
+        train: Training images.
+        val: The site's own validation images; ``None``: they are split off from ``train``.
+        test: Held-out images, used only to report.
+        skipped: Path and reason for each file that could not be read, one line each.
     """
 
     train: ImageSet
@@ -103,13 +106,13 @@ def as_image_set(data: Images, classes: Sequence[str]) -> ImageSet:
 
     Args:
         data: A map-style or iterable ``torch.utils.data.Dataset`` of pixels in [0, 1], (C, H, W),
-            with integer labels; or a ``DataLoader`` of batches of them. An image set stays as it
-            is.
+            with integer labels; or a ``DataLoader`` of batches of them. An image set is returned
+            as it is.
         classes: Class names in the order of the labels.
 
     Raises:
-        OneRoundError: the data set is empty, its pixels leave [0, 1], or a label is no index
-            into ``classes``.
+        OneRoundError: the data set is empty, a pixel is outside [0, 1], or a label is not an
+            index into ``classes``.
     """
     if isinstance(data, ImageSet):
         return data
@@ -143,10 +146,13 @@ def _range(data: Dataset[Any]) -> range:
 def batches(
     count: int, size: int, generator: torch.Generator | None = None
 ) -> Iterator[torch.Tensor]:
-    """Indices of one pass over ``count`` items in batches of ``size``.
+    """Indices of one pass over ``count`` items, in batches of at most ``size``.
 
-    With a generator the order is shuffled, and a last batch of one image, which BatchNorm
-    cannot train on, is dropped unless it is the only one.
+    With a generator the order is shuffled, and a last batch of one item, on which BatchNorm
+    cannot train, is left out unless it is the only one.
+
+    Yields:
+        Indices in [0, ``count``), (B,) ``int64``.
     """
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
     for batch in torch.split(order, size):

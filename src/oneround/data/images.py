@@ -1,4 +1,4 @@
-"""One image file, PNG, JPEG, TIFF, BMP or DICOM, as pixels of the size the study says."""
+"""One image file (PNG, JPEG, TIFF, BMP or DICOM) as pixels of the size that the study asks for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUPPORTED = "Supported are PNG, JPEG, TIFF, BMP and DICOM images with one frame.
 def read_image(path: str | os.PathLike[str], image: ImageSpec) -> torch.Tensor:
     """Pixels of one image file, (C, H, W) = ``image.shape``, ``float32`` in [0, 1].
 
-    Equal to what :func:`oneround.data.read_splits` reads from the same file.
+    The same pixels as :func:`oneround.data.read_splits` reads from this file.
 
     Raises:
         OneRoundError: the file is missing, empty, corrupt or not a supported image.
@@ -32,12 +32,12 @@ def read_image(path: str | os.PathLike[str], image: ImageSpec) -> torch.Tensor:
 
 
 def read_original(path: str | os.PathLike[str]) -> torch.Tensor:
-    """One image file in its own size, (1 or 3, H, W).
+    """Pixels of one image file in its own size, (1 or 3, H, W).
 
     ``uint8`` in [0, 255] if the file has 8 bits per channel; ``float32`` in [0, 1] if it has
-    more: 16-bit values are divided by 65535, gray DICOM values go through their window, or from
-    minimum to maximum where the file has none. Transparency is dropped, palettes are resolved,
-    and the EXIF orientation is applied.
+    more: 16-bit values are divided by 65535; gray DICOM values are scaled by the window of the
+    file or, if it has none, from minimum to maximum. Transparency is dropped, palettes are
+    resolved, and the EXIF orientation is applied.
 
     Raises:
         OneRoundError: the file is missing, empty, corrupt or not a supported image.
@@ -56,10 +56,13 @@ def read_original(path: str | os.PathLike[str]) -> torch.Tensor:
 
 
 def fit(images: torch.Tensor, image: ImageSpec) -> torch.Tensor:
-    """Convert (N, 1 or 3, H, W) to the channels and size of ``image``, dtype unchanged.
+    """Convert images, (N, 1 or 3, H, W), to the channels and size of ``image``.
 
-    Color becomes gray by luma. Resizing is bilinear with antialiasing and changes the aspect
-    ratio where it differs, as in MedMNIST: nothing is cropped or padded.
+    Color becomes gray by luma (ITU-R BT.601). Resizing is bilinear with antialiasing and changes
+    the aspect ratio where it differs, as in MedMNIST: nothing is cropped or padded.
+
+    Returns:
+        (N, C, H, W) of ``image.shape``, in the type and range of ``images``.
     """
     if images.shape[1:] == image.shape:
         return images
@@ -77,7 +80,7 @@ def fit(images: torch.Tensor, image: ImageSpec) -> torch.Tensor:
 
 
 def _reason(path: str | os.PathLike[str], error: Exception) -> str:
-    """One sentence for an exception of the system or of a decoder."""
+    """What an exception of the system or of a decoder means, in one sentence."""
     if isinstance(error, FileNotFoundError):
         return "no such file."
     if os.path.isfile(path) and os.path.getsize(path) == 0:
@@ -102,7 +105,7 @@ def _read_picture(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
 
 
 def _from_16_bit(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Unsigned 16-bit values, which Pillow may hand over as 32-bit ones, in [0, 1]."""
+    """Unsigned 16-bit values, which Pillow may return as 32-bit ones, scaled to [0, 1]."""
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError("its values are not unsigned 8- or 16-bit integers")
     return values.astype(np.float32) / 65535
@@ -111,8 +114,8 @@ def _from_16_bit(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _read_dicom(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """(H, W, 1 or 3), ``uint8`` or ``float32`` in [0, 1].
 
-    MONAI's reader opens the file; of the pixels it would apply the linear rescale only, so
-    lookup tables and windows are left to pydicom and to :func:`_window`.
+    MONAI's reader opens the file, but would apply only the linear rescale to the pixels, so
+    pydicom and :func:`_window` apply lookup tables and windows.
     """
     if importlib.util.find_spec("pydicom") is None:
         raise OneRoundError(
@@ -134,7 +137,7 @@ def _read_dicom(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
 
 
 def _gray_levels(dataset: Any) -> npt.NDArray[np.float64]:
-    """(H, W) in [0, 1]: rescaled, then through the lookup table, the window or min-max."""
+    """(H, W) in [0, 1]: rescaled, then by the lookup table, the window or minimum and maximum."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     values = apply_modality_lut(dataset.pixel_array, dataset).astype(np.float64)
@@ -149,7 +152,11 @@ def _gray_levels(dataset: Any) -> npt.NDArray[np.float64]:
 
 
 def _refuse_unsupported(dataset: Any) -> None:
-    """Several frames, palettes, and images too large to be one, before they are decoded."""
+    """Refuse several frames, palettes and implausibly large images before they are decoded.
+
+    Raises:
+        ValueError: the file has one of these.
+    """
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise ValueError("it has several frames")
     kind = dataset.PhotometricInterpretation
@@ -161,7 +168,7 @@ def _refuse_unsupported(dataset: Any) -> None:
 
 
 def _window(values: npt.NDArray[np.float64], dataset: Any) -> npt.NDArray[np.float64]:
-    """The first window of a DICOM file, to [0, 1]; DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3."""
+    """Values scaled to [0, 1] by the first window of a DICOM file (PS3.3, C.11.2.1.2 and 3)."""
     center, width = (
         float(np.atleast_1d(dataset[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
     )

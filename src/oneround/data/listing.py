@@ -1,4 +1,4 @@
-"""Which image files there are, with label, split and site: class folders and CSV lists."""
+"""Lists of image files with label, split and site, from class folders and CSV files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One image file and what its source says about it."""
+    """One image file, with its label, split and site as the source gives them."""
 
     path: Path
     label: str
@@ -24,20 +24,22 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files and the sorted class names that their source knows."""
+    """Image files, and the class names in their source, sorted."""
 
     files: tuple[ListedFile, ...]
     classes: tuple[str, ...]
 
 
 def list_folder(root: Path) -> Listing:
-    """A folder per class, ``ROOT/NORMAL/…``, or per split and class, ``ROOT/train/NORMAL/…``.
+    """The files of a folder per class, ``ROOT/NORMAL/…``, or per split and class,
+    ``ROOT/train/NORMAL/…``.
 
-    Splits are the folders ``train``, ``val`` and ``test``. Every file in a class folder and the
-    folders below it counts as an image; names that begin with ``.`` or ``__`` are passed over.
+    Splits are the folders ``train``, ``val`` and ``test``. Every file in a class folder or in a
+    folder below it counts as an image; names that begin with ``.`` or ``__`` are skipped.
 
     Raises:
-        OneRoundError: there is no class folder, no file in them, or a folder beside the splits.
+        OneRoundError: there is no class folder, no file in any of them, or another folder beside
+            the splits.
     """
     folders = _folders(root)
     splits = [folder for folder in folders if folder.name in SPLITS]
@@ -65,7 +67,8 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_csv(file: Path) -> Listing:
-    """A CSV file with columns ``path``, ``label`` and, if wanted, ``split`` and ``site``.
+    """The files in a CSV list with the columns ``path``, ``label`` and, optionally, ``split``
+    and ``site``.
 
     Paths are relative to the folder of the CSV file; a split is train, val or test.
 
@@ -82,11 +85,11 @@ def list_csv(file: Path) -> Listing:
             raise OneRoundError(
                 f"{row['path']} is listed twice, in lines {first} and {line}.",
                 file=file,
-                remedy="List every image once, so that no image is in two splits.",
+                remedy="List each image once, so that no image is in two splits.",
             )
         files.append(listed)
     if not files:
-        raise OneRoundError("lists no image.", file=file, remedy="Add a line for every image.")
+        raise OneRoundError("lists no image.", file=file, remedy="Add a line for each image.")
     return Listing(tuple(files), tuple(sorted({listed.label for listed in files})))
 
 
@@ -137,8 +140,9 @@ def _hidden(folder: str) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in ``folder`` and the folders below it, also by links, sorted, but hidden ones and
-    those in hidden folders. Links that lead nowhere are among them: whoever reads them names them.
+    """All files in ``folder`` and the folders below it, sorted, without hidden files and folders.
+
+    Links are followed. Broken links are among the files, so that reading them reports them.
 
     Raises:
         OneRoundError: a folder cannot be read.

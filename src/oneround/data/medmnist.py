@@ -1,8 +1,8 @@
 """MedMNIST files (Yang et al., Scientific Data 10, 41, 2023): read, and download by name.
 
 Class names and MD5 sums are those of version 3.0.2 of the authors' package, for the 2-D sets
-with one label per image. One name is shortened: "immature granulocytes" goes on with
-"(myelocytes, metamyelocytes and promyelocytes)".
+with one label per image. One name is shortened: "immature granulocytes" continues with
+"(myelocytes, metamyelocytes and promyelocytes)" there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from oneround.errors import OneRoundError
 from oneround.study import ImageSpec
 
 Arrays = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-"""Of each split: images (N, C, H, W) ``uint8`` and labels (N,) ``int64``."""
+"""Images, (N, C, H, W) ``uint8``, and labels, (N,) ``int64``, by split."""
 
 URL = "https://zenodo.org/records/10519652/files/{name}.npz"
 ORGANS = (
@@ -139,12 +139,14 @@ MD5 = {
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` looks like the name of a MedMNIST set rather than a path."""
+    """Whether ``text`` looks like the name of a MedMNIST set rather than like a path."""
     return re.fullmatch(r"[a-z]+mnist(3d)?(_\d+)?", text) is not None
 
 
 def fetch(name: str, download: bool) -> Path:
-    """The file of a MedMNIST set, from pooch's cache or downloaded to it, checked by MD5.
+    """Path of the file of a MedMNIST set in pooch's cache, downloaded if it is not there.
+
+    The file is checked by its MD5 sum.
 
     Raises:
         OneRoundError: ``download`` is false, the name is unknown, or the download failed.
@@ -152,7 +154,7 @@ def fetch(name: str, download: bool) -> Path:
     if name not in MD5:
         raise OneRoundError(
             f"there is no MedMNIST set {name} with one label per 2-D image.",
-            remedy=f"Known are {', '.join(CLASSES)}; _64, _128 or _224 after it for the size.",
+            remedy=f"Known are {', '.join(CLASSES)}; add _64, _128 or _224 for a larger size.",
         )
     if not download:
         raise OneRoundError(
@@ -179,8 +181,8 @@ def read_medmnist(path: Path, *, image: ImageSpec, classes: Sequence[str] | None
     """Read a ``.npz`` file; see :func:`oneround.data.read_splits`.
 
     Raises:
-        OneRoundError: the file is not of MedMNIST's form, has several labels per image, or its
-            labels do not go with ``classes``.
+        OneRoundError: the file is not in MedMNIST's format, has several labels per image, or its
+            labels do not match ``classes``.
     """
     arrays = load_arrays(path)
     own_names = class_names(path, arrays)
@@ -203,7 +205,7 @@ def load_arrays(path: Path) -> Arrays:
     """Images and labels of each split in a ``.npz`` file; nothing in it is ever unpickled.
 
     Raises:
-        OneRoundError: the file is not of MedMNIST's form or has several labels per image.
+        OneRoundError: the file is not in MedMNIST's format or has several labels per image.
     """
     remedy = "Use a 2-D MedMNIST file with one label per image; download it again if damaged."
     try:
@@ -233,10 +235,10 @@ def load_arrays(path: Path) -> Arrays:
 
 
 def class_names(path: Path, arrays: Arrays) -> tuple[str, ...]:
-    """Class names in order: MedMNIST's if the file name begins with a set's, else "0", "1", …
+    """Class names in order: MedMNIST's if the file is named after one of its sets, else "0", "1", …
 
     Raises:
-        OneRoundError: there is a label beyond the set's classes.
+        OneRoundError: a label is not one of the set's classes.
     """
     found = 1 + max(int(labels.max()) for _, labels in arrays.values())
     known = CLASSES.get(re.split(r"[^a-z]", path.name.lower())[0])
@@ -271,7 +273,7 @@ def _validated(
 
 
 def _label_map(path: Path, own: tuple[str, ...], classes: tuple[str, ...]) -> torch.Tensor:
-    """Index in ``classes`` of each label of the file: by name where the names are the same."""
+    """Index in ``classes`` of each label of the file, by name if the names are the same."""
     if set(own) == set(classes):
         return torch.tensor([classes.index(name) for name in own])
     unnamed = own == tuple(str(label) for label in range(len(own)))
@@ -284,7 +286,7 @@ def _label_map(path: Path, own: tuple[str, ...], classes: tuple[str, ...]) -> to
     moved = [name for i, name in enumerate(own) if name in classes and classes[i] != name]
     if moved:
         raise OneRoundError(
-            f"the study has {', '.join(moved)} at another place, and other names differ.",
+            f"the study lists {', '.join(moved)} in another place, and other names differ.",
             file=path,
             remedy=f"Use the names {', '.join(own)}, in any order.",
         )

@@ -1,8 +1,8 @@
 """Divide one data set among the sites of a simulation.
 
-A partition is a table of *shares*, (classes, sites): which part of each class a site has. One
-table divides the training and the validation images alike, so that a site's validation split
-has the class mix of its training split:
+A partition is a table of *shares*, (classes, sites): the share of each class that a site has.
+The same table divides training and validation images, so that a site's validation split has the
+class mix of its training split:
 
 >>> generator = torch.Generator().manual_seed(0)
 >>> labels, val_labels = torch.arange(400) % 4, torch.arange(80) % 4
@@ -24,7 +24,7 @@ TRIES = 1000
 
 
 def by_site(names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Indices of each site's images, from the site name of every image; sites sorted by name."""
+    """Indices of each site's images, from the site name of each image; sites sorted by name."""
     return {
         site: torch.tensor([i for i, name in enumerate(names) if name == site])
         for site in sorted(set(names))
@@ -32,7 +32,7 @@ def by_site(names: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def equal_shares(classes: int, sites: int) -> torch.Tensor:
-    """Every site has the same share of every class, (classes, sites) ``float64``.
+    """The same share of every class at every site, (classes, sites) ``float64``.
 
     Raises:
         OneRoundError: ``sites`` is less than one.
@@ -44,28 +44,29 @@ def equal_shares(classes: int, sites: int) -> torch.Tensor:
 def dirichlet_shares(
     counts: torch.Tensor, sites: int, beta: float, generator: torch.Generator, minimum: int = 10
 ) -> torch.Tensor:
-    """Shares of each class over the sites, drawn from Dir(β·1), (classes, sites) ``float64``.
+    """Shares of each class over the sites, sampled from Dir(β·1), (classes, sites) ``float64``.
 
     The smaller β, the more the sites differ. As in Yurochkin et al., "Bayesian nonparametric
     federated learning of neural networks", ICML 2019, section 4; Hsu et al., arXiv:1909.06335,
-    2019, draw the classes of each site instead. The whole table is drawn anew until every site
-    has ``minimum`` images.
+    2019, sample the classes of each site instead. The whole table is sampled again until every
+    site has ``minimum`` images.
 
     Args:
-        counts: (classes,) number of images of each class.
-        sites: number of sites.
-        beta: β > 0.
-        generator: source of randomness.
-        minimum: smallest number of images that a site may have.
+        counts: Number of images of each class, (classes,).
+        sites: Number of sites.
+        beta: Concentration β of the Dirichlet distribution, above 0.
+        generator: Source of randomness.
+        minimum: Smallest number of images that a site may have.
 
     Raises:
-        OneRoundError: ``sites`` or ``beta`` is not positive, or no table with enough images at
-            every site was found.
+        OneRoundError: ``sites`` or ``beta`` is not positive, or 1000 tables were sampled and none
+            gave every site enough images.
     """
     _check_sites(sites)
     if not beta > 0:
         raise OneRoundError(
-            f"beta is {beta}.", remedy="Give a positive number, such as 0.6; small: sites differ."
+            f"beta is {beta}.",
+            remedy="Give a positive number, such as 0.6; the smaller, the more the sites differ.",
         )
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     numpy_generator = np.random.default_rng(seed)
@@ -75,7 +76,8 @@ def dirichlet_shares(
         if int(_site_counts(counts, shares).sum(0).min()) >= minimum:
             return shares
     raise OneRoundError(
-        f"in {TRIES} draws with beta {beta}, never did all {sites} sites get {minimum} images.",
+        f"none of {TRIES} random partitions with beta {beta} gives each of the {sites} sites "
+        f"{minimum} images.",
         remedy="Use a larger beta, fewer sites or more images.",
     )
 
@@ -83,16 +85,16 @@ def dirichlet_shares(
 def split_by_shares(
     labels: torch.Tensor, shares: torch.Tensor, generator: torch.Generator
 ) -> list[torch.Tensor]:
-    """Divide images by a table of shares; which image goes where is random.
+    """Divide images by a table of shares; which image of a class goes to which site is random.
 
     Args:
-        labels: (N,) ``int64``.
-        shares: (classes, sites), rows sum to one.
-        generator: source of randomness.
+        labels: Label of each image, (N,) ``int64``.
+        shares: Share of each class at each site, (classes, sites); rows sum to one.
+        generator: Source of randomness.
 
     Returns:
-        Sorted indices of each site's images; every image is at exactly one site. A site may
-        have none.
+        Sorted indices of each site's images; each image is at exactly one site. A site may have
+        none.
     """
     counts = _site_counts(torch.bincount(labels, minlength=len(shares)), shares)
     site_of = torch.empty_like(labels)
@@ -104,7 +106,8 @@ def split_by_shares(
 
 
 def _site_counts(counts: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """(classes, sites) whole numbers: cumulative shares of ``counts``, rounded, as differences."""
+    """Images of each class at each site, (classes, sites): differences of rounded cumulative
+    shares, so that they add up to ``counts``."""
     ends = (shares.cumsum(1) * counts[:, None]).round().long()
     ends[:, -1] = counts
     return ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))

@@ -1,4 +1,4 @@
-"""The front door for images: a path in, labeled images of the study's size out."""
+"""Read a data set from a path: labeled images of the study's size, from whatever format."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ SAMPLE = 32  # files that `describe` looks at
 
 @dataclass(frozen=True)
 class DataDescription:
-    """What a data set looks like, as a start for a study.
+    """Classes, image size and number of images of a data set, from which to write a study.
 
     Attributes:
-        classes: class names in order.
-        image: channels and size of the images, at most 224 on a side; default normalization.
-        counts: number of images in each split that the source has.
+        classes: Class names in order.
+        image: Channels and size of the images, at most 224 pixels on a side; default
+            normalization.
+        counts: Number of images in each split that the source has.
     """
 
     classes: tuple[str, ...]
@@ -53,23 +54,24 @@ def read_splits(
     max_skipped: float = 0.05,
     download: bool = False,
 ) -> Splits:
-    """Read a data set with images of exactly ``image.shape``.
+    """Read a data set as images of exactly ``image.shape``.
 
     Args:
-        path: a MedMNIST ``.npz`` file; a folder per class, or per split (``train``, ``val``,
-            ``test``) and class; a CSV file with columns ``path``, ``label`` and, if wanted,
+        path: A MedMNIST ``.npz`` file; a folder per class, or per split (``train``, ``val``,
+            ``test``) and class; a CSV file with the columns ``path``, ``label`` and, optionally,
             ``split`` and ``site``; or, with ``download``, a MedMNIST name such as
             ``bloodmnist_64``.
-        image: channels and size to convert to; see :func:`oneround.data.images.fit`.
-        classes: class names in the order of the study; ``None``: the names found, sorted (for
+        image: Channels and size to convert to; see :func:`oneround.data.images.fit`.
+        classes: Class names in the order of the study; ``None``: the names found, sorted (for
             MedMNIST: in its own order). A class without images is allowed.
-        max_skipped: largest share of files that may be unreadable; they are in ``skipped``.
-        download: whether a MedMNIST name may be downloaded (to pooch's cache, checked by MD5).
+        max_skipped: Largest share of files that may be unreadable, in [0, 1]; the splits list
+            them as ``skipped``.
+        download: Whether a MedMNIST name may be downloaded (to pooch's cache, checked by MD5).
 
     Returns:
         Splits whose images are ``uint8`` if all files have 8 bits, else ``float32`` in [0, 1].
-        Without split information everything is in ``train``, which is empty if the source has
-        other splits only.
+        If the source names no splits, all images are in ``train``; if it has other splits alone,
+        ``train`` is empty.
 
     Raises:
         OneRoundError: the source is missing or malformed, a label is not in ``classes``, or
@@ -96,13 +98,13 @@ def read_splits(
 def read_unlabeled(
     path: str | os.PathLike[str], image: ImageSpec, split: Literal["train", "val"] = "train"
 ) -> torch.Tensor:
-    """Images alone, pixels in [0, 1], (N, C, H, W) ``float32``.
+    """Images without labels, (N, C, H, W) ``float32`` in [0, 1].
 
     Args:
-        path: a MedMNIST ``.npz`` file or a CSV file, of which one ``split`` is taken; or a
-            folder, of which every image below it is.
-        image: channels and size to convert to.
-        split: of a file.
+        path: A MedMNIST ``.npz`` file or a CSV file, of which one ``split`` is read; or a folder,
+            of which every image in it and in the folders below it is read.
+        image: Channels and size to convert to.
+        split: The split of a file.
 
     Raises:
         OneRoundError: the source is missing or malformed, or an image cannot be read.
@@ -112,7 +114,9 @@ def read_unlabeled(
         images = getattr(read_splits(path, image=image), split)
         if images is None or not len(images):
             raise OneRoundError(
-                f"there is no image in the split {split}.", file=path, remedy="Take another split."
+                f"there is no image in the split {split}.",
+                file=path,
+                remedy="Choose another split.",
             )
         return images.pixels()  # type: ignore[no-any-return]
     listed = [ListedFile(file, "") for file in files_below(folder)]
@@ -123,19 +127,20 @@ def read_unlabeled(
             if unreadable
             else "there is no image.",
             file=path,
-            remedy="Leave nothing but images in the folder.",
+            remedy="Move everything but images out of the folder.",
         )
     return _splits(images, ("",), image, []).train.pixels()
 
 
 def describe(path: str | os.PathLike[str], *, download: bool = False) -> DataDescription:
-    """Look at a data set of any kind that :func:`read_splits` reads.
+    """Classes, image size and counts of a data set of any kind that :func:`read_splits` reads.
 
-    Of files in folders and CSV lists the most common size in a sample is taken, and one channel
-    if every sampled image is gray.
+    For class folders and CSV lists the size is the most common one in a sample of files, with
+    one channel if every image in the sample is gray.
 
     Raises:
-        OneRoundError: as :func:`read_splits`, but for labels and files outside the sample.
+        OneRoundError: as :func:`read_splits`; labels, and files outside the sample, are not
+            checked.
     """
     file = _locate(path, download)
     if file.suffix.lower() == ".npz":
@@ -150,7 +155,7 @@ def describe(path: str | os.PathLike[str], *, download: bool = False) -> DataDes
 
 
 def _locate(path: str | os.PathLike[str], download: bool) -> Path:
-    """An existing path; a MedMNIST name is fetched."""
+    """The path itself if it exists; the path of the file if it is a MedMNIST name."""
     if os.path.exists(path):
         return Path(path)
     if is_name(os.fspath(path)):
@@ -187,7 +192,7 @@ def _check_labels(listing: Listing, classes: Sequence[str]) -> None:
 def _read_all(
     files: Sequence[ListedFile], image: ImageSpec
 ) -> tuple[list[tuple[ListedFile, torch.Tensor]], list[str]]:
-    """Readable images, in order, and one line for every other."""
+    """Readable images, in order, and one line for each file that cannot be read."""
 
     def read(listed: ListedFile) -> torch.Tensor | str:
         try:
@@ -225,7 +230,7 @@ def _splits(
 
 
 def _sample_shapes(listing: Listing) -> list[tuple[int, ...]]:
-    """(C, H, W) of some of the files, spread evenly; C is 1 for gray stored as color."""
+    """(C, H, W) of evenly spaced files; C is 1 also for gray images stored as color."""
     step = -(-len(listing.files) // SAMPLE)
     shapes, errors = [], []
     for listed in listing.files[::step]:

@@ -1,7 +1,7 @@
-"""Structure noise: drawn images with the structure of natural ones, and no patient in them.
+"""Structure noise: generated images with edges, textures and colors, and no patient in them.
 
-The families follow Baradad et al., "Learning to See by Looking at Noise" (NeurIPS 2021): dead
-leaves, 1/f spectra, wavelet marginals and untrained generators; classical textures join them.
+Dead leaves, 1/f spectra, wavelet marginals and untrained generators follow Baradad et al.,
+"Learning to See by Looking at Noise" (NeurIPS 2021); classical textures are added to them.
 Lengths are in units of the image's shorter side, so every family works at any size.
 
     >>> noise = StructureNoise(ImageSpec(channels=3, height=28, width=28), NoiseOptions())
@@ -40,12 +40,13 @@ Shape = tuple[int, int, int]
 
 
 class NoiseOptions(Strict):
-    """Which structure noise to draw.
+    """Options of structure noise.
 
     Attributes:
-        families: drawn with equal probability; all by default.
-        contrast: pixels become ``0.5 + contrast * (pixel - 0.5)``, clipped to [0, 1].
-        color: whether the channels differ; ``False`` gives gray images, whatever the channels.
+        families: Noise families, sampled with equal probability; all by default.
+        contrast: Factor on the distance of pixels, in [0, 1], from mid-gray; the result is
+            clipped to [0, 1]. 1: as generated.
+        color: Whether the channels of an image differ; false: gray images.
     """
 
     families: tuple[Family, ...] = Field(default=get_args(Family), min_length=1)
@@ -54,25 +55,30 @@ class NoiseOptions(Strict):
 
 
 class StructureNoise:
-    """Images drawn from several families, ready for the networks of a study."""
+    """Generator of structure noise from several families, as network input of a study.
+
+    Args:
+        image: Channels, size and normalization of the images.
+        options: Families, contrast and color.
+    """
 
     def __init__(self, image: ImageSpec, options: NoiseOptions) -> None:
         self.image = image
         self.options = options
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Network inputs, (count, C, H, W) ``float32``, each of a family drawn at random.
+        """Network input, (count, C, H, W) ``float32``, each image of a random family.
 
         Args:
-            count: number of images.
-            generator: on the CPU; the same state gives the same images, bit for bit.
+            count: Number of images.
+            generator: On the CPU; the same state gives the same images, bit for bit.
         """
         families = len(self.options.families)
         return self.sample_of(torch.randint(families, (count,), generator=generator), generator)
 
     def sample_of(self, family: Tensor, generator: torch.Generator) -> Tensor:
-        """One network input for each index into ``options.families``, (N,) ``int64``; see
-        :meth:`sample`."""
+        """Network input, (N, C, H, W) ``float32``, of given families: indices into
+        ``options.families``, (N,) ``int64``; see :meth:`sample`."""
         families, count = self.options.families, len(family)
         channels, height, width = self.image.shape
         drawn = (channels if self.options.color else 1, height, width)
@@ -85,11 +91,11 @@ class StructureNoise:
         return self.image.normalize(pixels.expand(count, channels, height, width))
 
 
-# The families. Each draws (count, C, H, W) pixels in [0, 1] and varies within itself.
+# The families. Each generates pixels in [0, 1], (count, C, H, W), of random appearance.
 
 
 def dead_leaves(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Shapes that cover each other, radii r with density ~ r^-3 (Lee et al., IJCV 2001).
+    """Shapes that occlude each other, radii r with density ~ r^-3 (Lee et al., IJCV 2001).
 
     An image has upright squares, oriented rectangles, or a mixture of shapes.
     """
@@ -113,7 +119,7 @@ def dead_leaves(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def shapes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """One to eight large figures, filled or outlined, on a soft gradient."""
+    """One to eight large shapes, filled or outlined, on a soft gradient."""
     figures = 8
     number = torch.randint(1, figures + 1, (count,), generator=generator)
     radius = _uniform(generator, 0.1, 0.4, count, figures)
@@ -146,9 +152,9 @@ def power_law_field(exponents: Tensor, shape: Shape, generator: torch.Generator)
     """Gaussian fields with mean amplitude 1 / (|f_x|^a + |f_y|^b), f in cycles per image.
 
     Args:
-        exponents: a and b for each image, (count, 2).
+        exponents: Exponents a and b of each image, (count, 2).
         shape: (C, H, W); the channels are independent.
-        generator: of the phases.
+        generator: Source of randomness, on the CPU.
 
     Returns:
         (count, C, H, W), of mean zero.
@@ -185,9 +191,10 @@ def wavelets(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def random_network(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Untrained generators in the manner of StyleGAN, one network for each image.
+    """Outputs of untrained generators in the manner of StyleGAN, one network for each image.
 
-    From 4×4 noise upwards: upsample, 3×3 convolution, noise, style, leaky ReLU.
+    From 4×4 noise to full size, at each level: upsampling, 3×3 convolution, noise, style, leaky
+    ReLU.
     """
     width, levels = 8, math.ceil(math.log2(min(shape[1:]) / 4))
     grain = _images(_uniform(generator, 0, 0.3, count, width))
@@ -292,10 +299,10 @@ FAMILIES: dict[Family, Callable[[int, Shape, torch.Generator], Tensor]] = {
     "voronoi": voronoi,
     "gaussian": gaussian,
 }
-"""``family(count, (C, H, W), generator)`` to pixels in [0, 1], (count, C, H, W) ``float32``."""
+"""``family(count, (C, H, W), generator)`` returns pixels in [0, 1], (count, C, H, W)."""
 
 
-# What the families draw with.
+# Building blocks of the families.
 
 
 def _uniform(generator: torch.Generator, low: float, high: float, *size: int) -> Tensor:
@@ -324,20 +331,20 @@ def _frequencies(shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def _centers(count: int, number: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Points (y, x) anywhere in the image, (count, number, 2)."""
+    """Uniformly distributed points (y, x) of the image, (count, number, 2)."""
     sides = torch.tensor(shape[1:]) / min(shape[1:])
     return (torch.rand(count, number, 2, generator=generator) - 0.5) * sides
 
 
 def _colors(count: int, number: int, channels: int, generator: torch.Generator) -> Tensor:
-    """Colors around one of each image's own, (count, number, channels)."""
+    """Random colors near one base color of each image, (count, number, channels)."""
     base = _uniform(generator, 0.2, 0.8, count, 1, channels)
     spread = _uniform(generator, 0.1, 0.35, count, 1, 1)
     return (base + spread * torch.randn(count, number, channels, generator=generator)).clamp(0, 1)
 
 
 def _local(center: Tensor, angle: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Coordinates u, v (count, H, W) of the pixels, seen from a center and turned by an angle."""
+    """Coordinates u and v, (count, H, W), of the pixels relative to a center, rotated."""
     y, x = _grid(shape)
     y, x = y - _images(center[:, 0]), x - _images(center[:, 1])
     cos, sin = _images(angle.cos()), _images(angle.sin())
@@ -347,7 +354,8 @@ def _local(center: Tensor, angle: Tensor, shape: Shape) -> tuple[Tensor, Tensor]
 def _distance(
     center: Tensor, radius: Tensor, aspect: Tensor, angle: Tensor, kind: Tensor, shape: Shape
 ) -> Tensor:
-    """About the signed distance to a rectangle (0), ellipse (1) or triangle (2); inside < 0."""
+    """Approximate signed distance to a rectangle (0), ellipse (1) or triangle (2), negative
+    inside."""
     u, v = _local(center, angle, shape)
     u, v, kind = u.abs(), v / _images(aspect), _images(kind)
     triangle = torch.maximum(-v, v / 2 + u * math.sqrt(0.75)) * 1.6
@@ -356,7 +364,8 @@ def _distance(
 
 
 def _paint(image: Tensor, color: Tensor, distance: Tensor) -> Tensor:
-    """Image (count, C, H, W) with color (count, C) where distance < 0, edges one pixel wide."""
+    """Image (count, C, H, W) with color (count, C) where the distance is negative; edges are one
+    pixel wide."""
     cover = (0.5 - distance * min(image.shape[2:])).clamp(0, 1)
     return torch.lerp(image, _images(color), cover[:, None])
 
@@ -376,13 +385,13 @@ def _value_noise(count: int, shape: Shape, generator: torch.Generator) -> Tensor
 
 
 def _mixed(field: Tensor, generator: torch.Generator) -> Tensor:
-    """Fields (count, C, H, W) with channels that share between nothing and nearly everything."""
+    """Fields (count, C, H, W) whose channels become more or less alike, by a random share."""
     share = _images(torch.rand(len(field), 1, generator=generator))
     return torch.lerp(field, field.mean(1, keepdim=True) * math.sqrt(field.shape[1]), share)
 
 
 def _exposed(field: Tensor, generator: torch.Generator) -> Tensor:
-    """Fields of any scale as pixels in [0, 1], with a random brightness and contrast."""
+    """Fields of any scale as pixels in [0, 1], with random brightness and contrast."""
     brightness = _images(_uniform(generator, 0.35, 0.65, len(field), 1))
     contrast = _images(_uniform(generator, 0.12, 0.28, len(field), 1))
     mean = field.mean((1, 2, 3), keepdim=True)
