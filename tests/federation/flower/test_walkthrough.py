@@ -23,7 +23,7 @@ from oneround.coordinator.history import Ledger
 from oneround.coordinator.results import Results
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MAIL, LIVE = (ROOT / f"docs/tutorials/three-hospitals{end}.md" for end in ("", "-live"))
 
 
