@@ -24,7 +24,6 @@ from pydantic import BaseModel
 import oneround
 from oneround import methods, models
 from oneround.cli import app, main
-from oneround.coordinator import aggregate
 from oneround.coordinator.results import Results
 from oneround.methods import Method
 from oneround.models import registry
@@ -301,7 +300,9 @@ def test_method_of_the_guide(tmp_path: Path, submissions: list[Submission]) -> N
     assert {"quick", "paper"} <= method.presets.keys()
     noise = ("adaptation.", "distillation.noise_pool", "distillation.mix")
     options = method.resolve("quick", [o for o in tiny.KANG2025 if not o.startswith(noise)])
-    made = aggregate(tiny.STUDY, submissions, method=method, options=options, out=tmp_path / "run")
+    made = oneround.aggregate(
+        tiny.STUDY, submissions, method=method, options=options, out=tmp_path / "run"
+    )
     assert made.architectures == (tiny.RESNET,)
     assert Results.read(tmp_path / "run").method == "bankonly"
 
