@@ -8,11 +8,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
+from torch.utils.data import DataLoader, TensorDataset
 
 from oneround.errors import OneRoundError
 from oneround.model_file import Model, load_model
 from oneround.models.ensemble import RULES, Client, Ensemble
-from tests.tiny import CLASSES, DENSENET, IMAGE, RESNET, STUDY, TASK, clients, equal, network
+from tests.tiny import (
+    CLASSES,
+    DENSENET,
+    IMAGE,
+    RESNET,
+    STUDY,
+    TASK,
+    clients,
+    equal,
+    images,
+    network,
+)
 
 X = torch.randn(3, *IMAGE.shape, generator=torch.Generator().manual_seed(0))
 
@@ -157,3 +169,26 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(OneRoundError):
         load_model(path)
+
+
+def test_probabilities_of_any_kind_of_images(saved: Path) -> None:
+    model, data = load_model(saved), images(7)
+    expected = network(3)(IMAGE.normalize(data.pixels())).softmax(1)
+    pairs = TensorDataset(data.pixels(), data.labels)
+    for given in (data, data.pixels(), pairs, DataLoader(pairs, batch_size=3)):
+        found = model.predict_proba(given, device="cpu")
+        assert found.shape == (7, 3)
+        assert torch.allclose(found, expected, atol=1e-5)
+    assert model.evaluate(DataLoader(pairs, batch_size=3)) == model.evaluate(data)
+    with pytest.raises(OneRoundError, match="the study says"):
+        model.predict_proba(torch.zeros(2, 3, 8, 8))
+
+
+def test_saved_again_it_is_the_same_file(saved: Path, tmp_path: Path) -> None:
+    path = load_model(saved).save(tmp_path / "new" / "folder")
+    assert path.read_bytes() == (saved / "global.safetensors").read_bytes()
+    assert load_model(path) != load_model(saved), "two networks"
+    assert equal(load_model(path).network, load_model(saved).network)
+    assert (tmp_path / "new/folder/config.json").read_bytes() == (
+        saved / "config.json"
+    ).read_bytes()

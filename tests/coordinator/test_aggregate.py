@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from oneround.methods import Method
 from oneround.model_file import Model, load_model
 from oneround.models.ensemble import Ensemble
 from oneround.report import write_model_card
+from oneround.runs.callbacks import Callback
 from oneround.schema import Strict
 from oneround.submission import Submission, read_submission
 from tests import tiny
@@ -206,3 +209,49 @@ def test_a_limit_of_flops_ends_the_method(tmp_path: Path, submissions: list[Subm
 
 
 PHASES = ("synthesis", "adaptation", "distillation")
+
+
+def test_in_memory_is_bit_equal_to_a_run_folder(
+    tmp_path: Path, submissions: list[Submission], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nested = {"inversion": {"images": 6, "steps": 2}, "last_layer": {"steps": 6}}
+    in_memory = aggregate(STUDY, submissions, options=nested, seed=3)
+    assert not list(tmp_path.iterdir()), "nothing is written"
+    assigned = ["inversion.images=6", "inversion.steps=2", "last_layer.steps=6"]
+    kept = aggregate(
+        STUDY, submissions, method="headfit", options=assigned, seed=3, out=tmp_path / "run"
+    )
+    assert equal(in_memory.network, kept.network)
+    assert equal(load_model(tmp_path / "run").network, kept.network)
+    assert (in_memory.method, in_memory.study_hash) == ("headfit", STUDY.hash)
+
+
+def test_every_method_works_in_memory(submissions: list[Submission]) -> None:
+    for name, changes in (("kang2025", KANG2025), ("ensemble", []), ("fedavg", [])):
+        made = aggregate(STUDY, submissions, method=name, options=changes)
+        assert made.task == STUDY.task, name
+
+
+def test_callbacks_see_progress_and_logs(submissions: list[Submission], tmp_path: Path) -> None:
+    seen: dict[str, list[Any]] = {"progress": [], "synthesis": [], "distillation": []}
+
+    class Seeing(Callback):
+        def on_progress(self, stage: str, done: int, total: int, note: str) -> None:
+            seen["progress"].append((stage, done, total))
+
+        def on_log(self, stage: str, entry: Mapping[str, Any]) -> None:
+            seen[stage].append(dict(entry))
+
+    aggregate(STUDY, submissions, options=HEADFIT, out=tmp_path, callbacks=[Seeing()])
+    curves = json.loads((tmp_path / "curves.json").read_text("utf-8"))
+    assert seen["synthesis"] == curves["synthesis"]
+    assert seen["distillation"] == curves["distillation"]
+    assert ("distillation", 6, 6) in seen["progress"]
+
+
+def test_options_of_another_method_are_refused(submissions: list[Submission]) -> None:
+    with pytest.raises(OneRoundError, match="another method than headfit"):
+        aggregate(STUDY, submissions, options=OPTIONS)
+    with pytest.raises(OneRoundError, match="options of headfit"):
+        aggregate(STUDY, submissions, options={"distillation": {"steps": 3}})

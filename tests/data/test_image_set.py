@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from oneround.data import ImageSet, as_image_set, batches
 from oneround.errors import OneRoundError
@@ -72,3 +72,27 @@ def test_shuffled_batches_leave_no_image_alone(count: int, sizes: list[int]) -> 
 
 def test_batches_in_order_leave_nothing_out() -> None:
     assert torch.cat(list(batches(9, 4))).tolist() == list(range(9))
+
+
+def test_a_data_loader_and_a_stream_are_taken_too() -> None:
+    data = images(10)
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(zip(data.pixels(), data.labels.tolist(), strict=True))
+
+    pairs = TensorDataset(data.pixels(), data.labels[:, None])
+    for given in (DataLoader(pairs, batch_size=4), Stream(), DataLoader(Stream(), batch_size=3)):
+        taken = as_image_set(given, CLASSES)
+        assert torch.equal(taken.labels, data.labels)
+        assert torch.equal(taken.images, data.pixels())
+
+
+def test_labels_beyond_the_classes_are_refused() -> None:
+    data = images(3)
+    with pytest.raises(OneRoundError, match="labels range from 0 to 2, and there are 2"):
+        as_image_set(TensorDataset(data.pixels(), data.labels), CLASSES[:2])
+    broken = data.pixels()
+    broken[0, 0, 0, 0] = float("nan")
+    with pytest.raises(OneRoundError, match="pixels range"):
+        as_image_set(TensorDataset(broken, data.labels), CLASSES)

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from oneround.data import ImageSet, as_image_set, batches
 from oneround.data.augment import augment
 from oneround.errors import OneRoundError
 from oneround.evaluation import predict
 from oneround.models.batch_norm import batch_norms
+from oneround.runs.checkpoint import save_state
 from oneround.runs.stage import Stage
 from oneround.site import training
 from oneround.site.training import class_weights, train_client
@@ -334,3 +335,27 @@ def test_all_sites_start_from_the_same_weights() -> None:
     north, south = (train_client(still, site, images()).model for site in ("north", "south"))
     for a, b in zip(north.parameters(), south.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_data_set_and_a_data_loader_train_as_an_image_set_does() -> None:
+    data, val = images(24), images(6, seed=4)
+
+    def pairs(part: ImageSet) -> TensorDataset:
+        return TensorDataset(part.pixels(), part.labels)
+
+    def float_set(part: ImageSet) -> ImageSet:
+        return ImageSet(part.pixels(), part.labels, part.classes)
+
+    expected = train_client(STUDY, "north", float_set(data), float_set(val))
+    for train in (pairs(data), DataLoader(pairs(data), batch_size=5)):
+        client = train_client(STUDY, "north", train, pairs(val), device="cpu")
+        assert equal(client.model, expected.model)
+        assert client.training == expected.training
+
+
+def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
+    stage = Stage("training", folder=tmp_path)
+    save_state(tmp_path / "checkpoint.pt", {"epoch": 1, "identity": "of version 0.1"})
+    with pytest.raises(OneRoundError, match="another version") as caught:
+        train_client(STUDY, "north", images(12), stage=stage)
+    assert "checkpoint.pt" in str(caught.value)
