@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from oneround.coordinator.aggregate import aggregate
 from oneround.submission import Submission, TrainingSummary, read_submissions, write_submission
 from tests import tiny
 
@@ -48,3 +49,12 @@ def submission_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def submissions(submission_files: list[Path]) -> list[Submission]:
     return read_submissions(submission_files, tiny.STUDY)
+
+
+@pytest.fixture(scope="session")
+def finished_run(submission_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RUN folder of a global model of the tiny study; copy it before you change it."""
+    folder = tmp_path_factory.mktemp("run")
+    submissions = read_submissions(submission_files, tiny.STUDY)
+    aggregate(tiny.STUDY, submissions, out=folder, options=tiny.HEADFIT)
+    return folder

@@ -101,7 +101,7 @@ def test_interrupted_and_resumed_is_bit_equal(
     run("straight")
     with pytest.raises(tiny.Interrupted):
         run("resumed", callbacks=[Watching(stop)])
-    with pytest.raises(OneRoundError, match="holds a run already"):
+    with pytest.raises(OneRoundError, match="already holds a run"):
         run("resumed")
     run("resumed", resume=True)
     names = ("global.safetensors", "config.json", "gallery.safetensors", "curves.json")

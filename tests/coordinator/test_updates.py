@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from oneround import methods
-from oneround.coordinator import aggregate
+from oneround.coordinator.aggregate import aggregate
 from oneround.coordinator.history import Ledger
 from oneround.coordinator.results import Results
 from oneround.coordinator.updates import require_fresh_start
@@ -45,7 +45,7 @@ def distill(files: dict[str, Path], tmp_path: Path) -> Distill:
         submissions = [read_submission(files[site], STUDY) for site in sites]
         if "extends" not in arguments:
             arguments = {"method": "kang2025", "options": OPTIONS} | arguments
-        aggregate.distill(STUDY, submissions, out=tmp_path / out, **arguments)
+        aggregate(STUDY, submissions, out=tmp_path / out, **arguments)
         return tmp_path / out
 
     return run
@@ -230,4 +230,4 @@ def test_submissions_are_told_by_their_content(
     submissions: list[Submission] = [
         read_submission(path, STUDY) for path in (moved, files["south"], files["west"])
     ]
-    aggregate.distill(STUDY, submissions, out=tmp_path / "second", extends=first)
+    aggregate(STUDY, submissions, out=tmp_path / "second", extends=first)

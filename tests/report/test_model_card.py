@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from oneround import methods
-from oneround.coordinator import aggregate
+from oneround.coordinator.aggregate import aggregate
 from oneround.coordinator.history import Ledger
 from oneround.coordinator.results import Results
 from oneround.errors import OneRoundError
@@ -16,7 +16,7 @@ from tests import tiny
 
 def test_card_of_a_run(tmp_path: Path, submissions: list[Submission]) -> None:
     options = methods.get().resolve("quick", tiny.HEADFIT)
-    aggregate.distill(tiny.STUDY, submissions, out=tmp_path, options=options)
+    aggregate(tiny.STUDY, submissions, out=tmp_path, options=options)
     text = write_model_card(tmp_path).read_text("utf-8")
     for part in (*tiny.CLASSES, "Not a medical device", Ledger.read(tmp_path).entries[0].model,
                  *(s.sha256 for s in submissions), "Not measured where it was made"):  # fmt: skip
@@ -27,10 +27,10 @@ def test_card_tells_who_came_and_who_left(tmp_path: Path, submissions: list[Subm
     options = methods.get().resolve("quick", tiny.HEADFIT)
     first, second = submissions
     runs = [tmp_path / name for name in ("a", "b", "c")]
-    aggregate.distill(tiny.STUDY, [first], out=runs[0], options=options)
-    aggregate.distill(tiny.STUDY, [first, second], out=runs[1], extends=runs[0])
+    aggregate(tiny.STUDY, [first], out=runs[0], options=options)
+    aggregate(tiny.STUDY, [first, second], out=runs[1], extends=runs[0])
     site = second.manifest.site
-    aggregate.distill(tiny.STUDY, [first], out=runs[2], extends=runs[1], without=[site])
+    aggregate(tiny.STUDY, [first], out=runs[2], extends=runs[1], without=[site])
     text = write_model_card(runs[2]).read_text("utf-8")
     assert f"{site} came late" in text
     assert f"{site} withdrew" in text
@@ -40,7 +40,7 @@ def test_card_tells_who_came_and_who_left(tmp_path: Path, submissions: list[Subm
 def test_a_note_is_text(tmp_path: Path, submissions: list[Submission]) -> None:
     """A part of it may be from a stranger."""
     options = methods.get().resolve("quick", tiny.HEADFIT)
-    aggregate.distill(tiny.STUDY, submissions, out=tmp_path, options=options)
+    aggregate(tiny.STUDY, submissions, out=tmp_path, options=options)
     results = Results.read(tmp_path)
     note = "a file of <img src=x>\n\n## [Approved](http://x) | yes"
     results.model_copy(update={"notes": [note]}).write(tmp_path)

@@ -1,53 +1,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from scipy.stats import binomtest
 
-from oneround import methods, signing
-from oneround.coordinator import aggregate
-from oneround.coordinator.evaluations import keep_evaluations, pool, read_evaluation, wilson
 from oneround.coordinator.history import Ledger
 from oneround.errors import OneRoundError
 from oneround.evaluation import evaluate
 from oneround.model_file import load_model
-from oneround.report import write_model_card, write_report
-from oneround.site.evaluation import SiteEvaluation, evaluate_at_site, write_evaluation
-from oneround.study import SubmissionSpec
-from oneround.submission import read_submissions
 from tests import tiny
-
-STUDY = tiny.STUDY
-
-
-@pytest.fixture(scope="module")
-def run(submission_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    options = methods.get().resolve("quick", tiny.HEADFIT)
-    submissions = read_submissions(submission_files, STUDY)
-    aggregate.distill(STUDY, submissions, out=folder, options=options)
-    return folder
+from tests.evaluations import STUDY, at_site
 
 
-def at_site(run: Path, site: str = "site-0", **changes: Any) -> SiteEvaluation:
-    data = changes.pop("data", None) or tiny.images(60, seed=5)
-    return evaluate_at_site(run, data, STUDY, site, split="test", **changes)
-
-
-def changed(evaluation: SiteEvaluation, **changes: Any) -> SiteEvaluation:
-    content = evaluation.model_dump(by_alias=True) | changes
-    return SiteEvaluation.model_validate(content)
-
-
-def test_numbers_are_those_of_evaluate(run: Path, submission_files: list[Path]) -> None:
+def test_numbers_are_those_of_evaluate(finished_run: Path, submission_files: list[Path]) -> None:
     data = tiny.images(60, seed=5)
-    found = at_site(run, own=submission_files[0])
-    expected = evaluate(load_model(run).network, data, STUDY.image)
+    found = at_site(finished_run, own=submission_files[0])
+    expected = evaluate(load_model(finished_run).network, data, STUDY.image)
     own = evaluate(load_model(submission_files[0]).network, data, STUDY.image)
     assert found.own is not None
     for told, metrics in ((found.global_model, expected), (found.own, own)):
@@ -55,119 +25,32 @@ def test_numbers_are_those_of_evaluate(run: Path, submission_files: list[Path]) 
         assert told.intervals == metrics.intervals
     assert found.images == 60
     assert found.class_counts == dict.fromkeys(tiny.CLASSES, 20)
-    assert found.model == Ledger.read(run).entries[-1].model
+    assert found.model == Ledger.read(finished_run).entries[-1].model
 
 
-def test_client_model_of_another_site(run: Path, submission_files: list[Path]) -> None:
+def test_client_model_of_another_site(finished_run: Path, submission_files: list[Path]) -> None:
     with pytest.raises(OneRoundError, match="the client model of site-1"):
-        at_site(run, own=submission_files[1])
+        at_site(finished_run, own=submission_files[1])
 
 
-def test_small_cells_are_not_told(run: Path) -> None:
-    found = at_site(run)
-    truth = evaluate(load_model(run).network, tiny.images(60, seed=5), STUDY.image).confusion
+def test_small_cells_are_not_told(finished_run: Path) -> None:
+    found = at_site(finished_run)
+    truth = evaluate(
+        load_model(finished_run).network, tiny.images(60, seed=5), STUDY.image
+    ).confusion
     for told, counts in zip(found.global_model.confusion, truth, strict=True):
         assert told == [None if 0 < n < 5 else n for n in counts]
     assert '"roc"' not in json.dumps(found.model_dump(mode="json"))
 
 
-def test_class_with_few_images_is_left_out(run: Path) -> None:
+def test_class_with_few_images_is_left_out(finished_run: Path) -> None:
     data = tiny.images(60, seed=5)
     few = data.subset(torch.cat([(data.labels > 0).nonzero().flatten(), torch.tensor([0, 3])]))
-    found = at_site(run, data=few)
+    found = at_site(finished_run, data=few)
     assert found.left_out == (tiny.CLASSES[0],)
     assert found.images == 40
     assert tiny.CLASSES[0] not in {*found.class_counts, *found.global_model.recall}
     none = data.subset((data.labels > 0).nonzero().flatten())
-    assert at_site(run, data=none).left_out == ()
+    assert at_site(finished_run, data=none).left_out == ()
     with pytest.raises(OneRoundError, match="no class has 5 images"):
-        at_site(run, data=data.subset(torch.arange(6)))
-
-
-def test_signed_and_read_again(run: Path, tmp_path: Path) -> None:
-    pair, other = (signing.new_signing_key(tmp_path / name) for name in ("site-0", "other"))
-    submission = SubmissionSpec(keys={"site-0": signing.read_public_key(pair.public)})
-    study = STUDY.model_copy(update={"submission": submission})
-    found, path = at_site(run), tmp_path / "north.json"
-    assert write_evaluation(path, found) == [path]
-    assert read_evaluation(path) == found
-    with pytest.raises(OneRoundError, match=r"not signed by site-0: north\.json\.sig is missing"):
-        read_evaluation(path, study)
-    assert write_evaluation(path, found, key=pair.private) == [path, tmp_path / "north.json.sig"]
-    assert read_evaluation(path, study) == found
-    path.write_text(path.read_text().replace('"test"', '"val"'))
-    with pytest.raises(OneRoundError, match="not what site-0 signed"):
-        read_evaluation(path, study)
-    write_evaluation(path, found, key=other.private)
-    with pytest.raises(OneRoundError, match="not what site-0 signed"):
-        read_evaluation(path, study)
-    write_evaluation(path, changed(found, site="site-1"), key=pair.private)
-    with pytest.raises(OneRoundError, match="the study has no key of site-1"):
-        read_evaluation(path, study)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"study_hash": "0" * 64}, "another study"),
-        ({"global": {"accuracy": 2}}, "global.accuracy"),
-        ({"images": 0}, "images"),
-        ({"patients": ["Jane"]}, "patients"),
-        ({"site": "../x"}, "site"),
-    ],
-)
-def test_files_from_anyone(run: Path, tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
-    path = tmp_path / "north.json"
-    path.write_text(json.dumps(at_site(run).model_dump(mode="json", by_alias=True) | changes))
-    with pytest.raises(OneRoundError, match=reason) as caught:
-        read_evaluation(path, STUDY)
-    assert caught.value.file == str(path)
-
-
-def test_text_from_anyone_stays_on_a_short_line(tmp_path: Path) -> None:
-    """It goes to terminals and, by the notes of a run, into the model card."""
-    path = tmp_path / "north.json"
-    strange = "x\n\n## Approved\n\x1b]0;title\x07" + 1000 * "y"
-    path.write_text(json.dumps({f"{strange}{number}": 1 for number in range(1000)}))
-    with pytest.raises(OneRoundError, match="more") as caught:
-        read_evaluation(path)
-    assert caught.value.reason.isprintable()
-    assert len(caught.value.reason) < 5000
-
-
-def test_what_all_sites_say_together(run: Path) -> None:
-    found = at_site(run)
-    told = found.global_model.model_dump()
-    one = changed(found, site="a", images=100, **{"global": told | {"accuracy": 0.9}},
-                  own=told | {"accuracy": 0.8})  # fmt: skip
-    two = changed(found, site="b", images=300, **{"global": told | {"accuracy": 0.7}},
-                  own=told | {"accuracy": 0.75})  # fmt: skip
-    three = changed(found, site="c", images=100, **{"global": told | {"accuracy": 0.8}})
-    pooled = pool([one, two, three])
-    assert (pooled.images, pooled.worst) == (500, "b")
-    assert pooled.accuracy == (90 + 210 + 80) / 500
-    assert (pooled.better, pooled.compared) == (1, 2)
-    expected = binomtest(380, 500).proportion_ci(0.95, method="wilson")
-    assert pooled.interval == pytest.approx((expected.low, expected.high), abs=1e-4)
-    assert wilson(5, 5)[1] == pytest.approx(1)
-
-
-def test_report_and_card_show_them(run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(run, folder)
-    found = at_site(run)
-    keep_evaluations(folder, [found, changed(found, site="site-1", images=59)])
-    keep_evaluations(folder, [changed(found, images=61)])  # site-0 again
-    page = write_report(folder).read_text("utf-8")
-    assert "At the sites" in page
-    assert "120 images" in page
-    assert "At the sites it reaches" in page
-    assert "Evaluation happens at the sites" not in page
-    card = write_model_card(folder).read_text("utf-8")
-    assert "| site-0 | 61 |" in card
-    assert "| site-1 | 59 |" in card
-
-
-def test_evaluation_of_another_model(run: Path) -> None:
-    with pytest.raises(OneRoundError, match="has evaluated another model"):
-        keep_evaluations(run, [changed(at_site(run), model="0" * 64)])
+        at_site(finished_run, data=data.subset(torch.arange(6)))
