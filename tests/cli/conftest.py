@@ -76,7 +76,7 @@ def workplace(call: Call, tmp_path_factory: pytest.TempPathFactory) -> Workplace
         assert outcome.code == 0, outcome.err
     options = [part for option in tiny.HEADFIT for part in ("--set", option)]
     outcome = call(
-        "distill", study, *submissions, "--out", root / "run", "--device", "cpu", *options
+        "aggregate", study, *submissions, "--out", root / "run", "--device", "cpu", *options
     )
     assert outcome.code == 0, outcome.err
     return Workplace(root / "images", study, submissions, root / "run")

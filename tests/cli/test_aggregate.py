@@ -16,7 +16,7 @@ def test_one_run_folder(workplace: Workplace) -> None:
 
 def test_prints_json(call: Call, workplace: Workplace, tmp_path: Path) -> None:
     content = call(
-        "distill", workplace.study, *workplace.submissions, "--out", tmp_path / "run",
+        "aggregate", workplace.study, *workplace.submissions, "--out", tmp_path / "run",
         "--method", "ensemble", "--set", "rule=logits", "--seed", 3, "--json",
     ).json  # fmt: skip
     assert content["method"] == "ensemble"
@@ -31,7 +31,7 @@ def test_bad_submissions_are_all_named(call: Call, workplace: Workplace, tmp_pat
     again = tmp_path / "copy.oneround"
     again.write_bytes(workplace.submissions[0].read_bytes())
     out = tmp_path / "run"
-    outcome = call("distill", workplace.study, *workplace.submissions, damaged, again, "--out", out)
+    outcome = call("aggregate", workplace.study, *workplace.submissions, damaged, again, "--out", out)
     assert outcome.code == 1
     assert str(damaged) in outcome.err
     assert "all from 'north'" in outcome.err
@@ -40,7 +40,7 @@ def test_bad_submissions_are_all_named(call: Call, workplace: Workplace, tmp_pat
 
 
 def test_a_finished_run_is_kept(call: Call, workplace: Workplace) -> None:
-    command = ["distill", workplace.study, *workplace.submissions, "--out", workplace.run]
+    command = ["aggregate", workplace.study, *workplace.submissions, "--out", workplace.run]
     outcome = call(*command)
     assert outcome.code == 1
     assert "--resume" in outcome.err
@@ -50,7 +50,7 @@ def test_a_finished_run_is_kept(call: Call, workplace: Workplace) -> None:
 
 
 def test_options_that_do_not_exist(call: Call, workplace: Workplace, tmp_path: Path) -> None:
-    command = ["distill", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
+    command = ["aggregate", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
     for option, reason in (
         (["--method", "magic"], "no method 'magic'"),
         (["--preset", "fast"], "no preset 'fast'"),
@@ -67,15 +67,15 @@ def test_a_site_comes_late_and_another_leaves(
     north, south = workplace.submissions
     options = [part for option in tiny.HEADFIT for part in ("--set", option)]
     one, two, three = tmp_path / "one", tmp_path / "two", tmp_path / "three"
-    assert call("distill", workplace.study, north, "--out", one, *options).code == 0
-    late = call("distill", workplace.study, north, south, "--extend", one, "--out", two)
+    assert call("aggregate", workplace.study, north, "--out", one, *options).code == 0
+    late = call("aggregate", workplace.study, north, south, "--extend", one, "--out", two)
     assert late.code == 0, late.err
     assert "added south for" in late.out
-    forgotten = call("distill", workplace.study, south, "--extend", two, "--out", three)
+    forgotten = call("aggregate", workplace.study, south, "--extend", two, "--out", three)
     assert forgotten.code == 1
     assert "no file of north is given" in forgotten.err
     left = call(
-        "distill", workplace.study, south, "--extend", two, "--without", "north", "--out", three
+        "aggregate", workplace.study, south, "--extend", two, "--without", "north", "--out", three
     )
     assert left.code == 0, left.err
     told = " ".join(left.out.split())
@@ -90,9 +90,9 @@ def test_an_extension_has_the_method_of_the_run_whatever_the_preset(
 ) -> None:
     north, south = workplace.submissions
     one, two = tmp_path / "one", tmp_path / "two"
-    assert call("distill", workplace.study, north, "--method", "fedavg", "--out", one).code == 0
+    assert call("aggregate", workplace.study, north, "--method", "fedavg", "--out", one).code == 0
     late = call(
-        "distill", workplace.study, north, south,
+        "aggregate", workplace.study, north, south,
         "--extend", one, "--preset", "paper", "--out", two,
     )  # fmt: skip
     assert late.code == 1
@@ -100,7 +100,7 @@ def test_an_extension_has_the_method_of_the_run_whatever_the_preset(
 
 
 def test_without_needs_a_model_to_leave(call: Call, workplace: Workplace, tmp_path: Path) -> None:
-    command = ["distill", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
+    command = ["aggregate", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
     outcome = call(*command, "--without", "west")
     assert outcome.code == 1
     assert "--extend" in outcome.err

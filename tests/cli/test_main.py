@@ -14,7 +14,7 @@ COMMANDS = [
     *[["study", name] for name in ("init", "keys", "sign", "check")],
     *[["keys", name] for name in ("new", "show")],
     *[["tokens", name] for name in ("new", "list", "revoke")],
-    *[[command.name] for command in app.registered_commands],
+    *[[command.name] for command in app.registered_commands if not command.hidden],
 ]
 
 
@@ -22,7 +22,7 @@ def test_all_commands_are_there() -> None:
     names = {command[0] for command in COMMANDS}
     assert names == {
         "study", "keys", "tokens", "train", "inspect", "seal", "submit", "collect", "status",
-        "serve", "distill", "evaluate", "predict", "simulate", "bench", "report", "demo", "doctor",
+        "serve", "aggregate", "evaluate", "predict", "simulate", "bench", "report", "demo", "doctor",
     }  # fmt: skip
 
 
@@ -45,7 +45,7 @@ BAD = {
     "study check": ["study", "check", "missing.toml"],
     "study init": ["study", "init", "x.toml", "--data", "missing.npz"],
     "train": ["train", "missing.toml", "--data", "x", "--site", "a", "--out", "x"],
-    "distill": ["distill", "missing.toml", "x.oneround", "--out", "run"],
+    "aggregate": ["aggregate", "missing.toml", "x.oneround", "--out", "run"],
     "evaluate": ["evaluate", "missing.safetensors", "--data", "x"],
     "predict": ["predict", "missing.safetensors", "x.png"],
     "simulate": ["simulate", "--data", "missing.csv", "--out", "run"],

@@ -22,15 +22,15 @@ def test_probabilities_are_those_of_the_model(call: Call, workplace: Workplace) 
     files = pictures(workplace)
     rows = call("predict", workplace.run, *files, "--json").json
     loaded = load_model(workplace.run)
-    x = torch.stack([loaded.image.normalize(read_image(file, loaded.image)) for file in files])
-    expected = loaded.model(x).softmax(1)
+    x = torch.stack([loaded.task.image.normalize(read_image(file, loaded.task.image)) for file in files])
+    expected = loaded.network(x).softmax(1)
     for row, file, probabilities in zip(rows, files, expected, strict=True):
         assert row["image"] == str(file)
-        assert list(row["probabilities"]) == list(loaded.classes)
+        assert list(row["probabilities"]) == list(loaded.task.classes)
         assert list(row["probabilities"].values()) == pytest.approx(
             probabilities.tolist(), abs=1e-4
         )
-        assert row["predicted"] == loaded.classes[int(probabilities.argmax())]
+        assert row["predicted"] == loaded.task.classes[int(probabilities.argmax())]
 
 
 def test_a_table_of_whole_folders(call: Call, workplace: Workplace, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_dicom(call: Call, workplace: Workplace, tmp_path: Path) -> None:
     dataset.PixelData = np.arange(600, dtype=np.uint16).tobytes()
     dataset.save_as(tmp_path / "scan.dcm", enforce_file_format=True)
     (row,) = call("predict", workplace.run, tmp_path / "scan.dcm", "--json").json
-    assert row["predicted"] in load_model(workplace.run).classes
+    assert row["predicted"] in load_model(workplace.run).task.classes
 
 
 def test_unreadable_files_are_named_and_the_rest_is_done(

@@ -38,7 +38,7 @@ def test_interrupted_and_resumed_is_equal(
 
     out = tmp_path / "north.oneround"
     with monkeypatch.context() as patch:
-        patch.setattr(train.ProgressBars, "__call__", stop)
+        patch.setattr(train.ProgressBars, "on_progress", stop)
         assert call(*command, "--out", out).code == 130
     assert not out.exists()
     assert (tmp_path / "north.training" / "checkpoint.pt").exists()
