@@ -1,9 +1,9 @@
-"""Networks: by name, made faster for inference, and several of them together.
+"""Networks by name, their BatchNorm statistics, faster inference, and ensembles of client models.
 
 ============== =================================================================
-``registry``    networks by name; your own joins with :func:`register`
+``registry``    networks by name; :func:`register` adds your own
 ``batch_norm``  BatchNorm layers and their statistics
-``inference``   memory layout, folding, the last layer
+``inference``   memory layout, folded BatchNorm, the last layer
 ``ensemble``    client models together, with a combination rule
 ============== =================================================================
 """

@@ -1,4 +1,4 @@
-"""BatchNorm layers: which there are, their statistics, and one batch over several processes."""
+"""BatchNorm layers: finding them, their statistics, and one batch over several processes."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from oneround.errors import OneRoundError
 
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether ``module`` is a BatchNorm layer that keeps running statistics."""
+    """Whether ``module`` is a BatchNorm layer with running statistics."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def batch_norms(model: nn.Module) -> Iterator[_BatchNorm]:
-    """The BatchNorm layers of ``model`` that keep running statistics, in order."""
+    """The BatchNorm layers of ``model`` with running statistics, in order."""
     return filter(is_batch_norm, model.modules())
 
 
 def require_batch_norm(model: nn.Module, site: str) -> None:
-    """Refuse a network whose training images left no statistics to invert.
+    """Refuse the client model of ``site`` if it has no statistics of its training images.
 
     Raises:
-        OneRoundError: ``model`` has no BatchNorm layer.
+        OneRoundError: ``model`` has no BatchNorm layer with running statistics.
     """
     if next(batch_norms(model), None) is None:
         raise OneRoundError(
-            f"the client model of {site} has no BatchNorm layer, so it keeps no statistics of "
-            "its training images and noise adaptation has nothing to update.",
-            remedy="Use an architecture with BatchNorm, or do without: `--method oneround --set "
-            "inversion.bn_weight=0`, `--method ensemble` or `--method fedavg`.",
+            f"the client model of {site} has no BatchNorm layer, so it has no statistics of its "
+            "training images: image synthesis cannot match any, and noise adaptation has nothing "
+            "to update.",
+            remedy="Use an architecture with BatchNorm, or a method that needs none: `--method "
+            "headfit --set inversion.bn_weight=0`, `--method ensemble` or `--method fedavg`.",
         )
 
 
 class SynchronizedBatchNorm(_BatchNorm):
-    """BatchNorm whose batch is that of all processes together; of one, torch's own.
+    """BatchNorm over the batches of all processes together; with one process, torch's own.
 
-    ``torch.nn.SyncBatchNorm`` does the same on GPUs alone; this one runs on any device, so that
-    two processes on a CPU give what one gives.
+    ``torch.nn.SyncBatchNorm`` does the same, but only on GPUs; this one runs on any device, so
+    that two processes on a CPU give the result of one.
     """
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
-        """Any number of dimensions will do."""
+        """Accept any number of dimensions."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The normalized input, (B, C, …); running statistics follow in training mode."""
+        """Normalize the input, (B, C, …); in training mode, update the running statistics."""
         batch_statistics = self.training or self.running_mean is None
         several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         if not (batch_statistics and several):
@@ -78,7 +79,7 @@ class SynchronizedBatchNorm(_BatchNorm):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+    """The sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
@@ -94,7 +95,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:
-    """Make every BatchNorm layer of ``model`` a :class:`SynchronizedBatchNorm`, in place."""
+    """Turn every BatchNorm layer of ``model`` into a :class:`SynchronizedBatchNorm`, in place."""
     for layer in batch_norms(model):
         layer.__class__ = SynchronizedBatchNorm
 
@@ -102,12 +103,13 @@ def synchronize_batch_norms(model: nn.Module) -> None:
 def update_statistics(
     model: nn.Module, batches: Iterable[torch.Tensor], momentum: float | None = None
 ) -> None:
-    """Move the BatchNorm statistics of ``model`` to those of ``batches``; weights stay.
+    """Update the BatchNorm statistics of ``model`` on ``batches``, in place; weights stay.
 
     Args:
-        batches: network inputs, (B, C, H, W), on the device of ``model``.
-        momentum: after n batches (1 − momentum)ⁿ of the old statistics is left; ``None``:
-            replace them by the mean over all batches.
+        model: The network; its training mode stays as it is.
+        batches: Network inputs, (B, C, H, W), on the device of ``model``.
+        momentum: Weight of each new batch, in [0, 1]: after n batches (1 − momentum)ⁿ of the old
+            statistics is left. ``None``: the mean over all batches replaces them.
     """
     training, layers = model.training, list(batch_norms(model))
     model.eval()

@@ -1,4 +1,4 @@
-"""Client models together: how their outputs are combined, and their noise-adapted copies."""
+"""Ensembles of client models: rules that combine their outputs, prior correction, averages."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from oneround.models.inference import folded, inference_copy, last_layer
 from oneround.study import ArchitectureSpec, Task
 
 Rule = Literal["auto", "logits", "probabilities", "class-counts", "prior-corrected"]
-"""How client outputs become one; ``auto``: ``class-counts`` where all sites share theirs,
-else ``probabilities``. ``prior-corrected`` is ``class-counts`` after :func:`prior_corrected`."""
+"""Rule that combines the outputs of the client models. ``auto``: ``class-counts`` if all sites
+share their class counts, else ``probabilities``. ``prior-corrected``: ``class-counts`` on logits
+from which the log class mix of each site is subtracted, see :func:`prior_corrected`."""
 
 
 def mean_of_logits(
     logits: torch.Tensor, weights: torch.Tensor, votes: torch.Tensor
 ) -> torch.Tensor:
-    """log softmax(Σ_k v_k z_k / Σ_k v_k), as in FedISCA's code where all votes are 1; one
-    overconfident site can rule it."""
+    """log softmax(Σ_k v_k z_k / Σ_k v_k); with all votes 1, the rule in FedISCA's code. One
+    overconfident site can dominate it. Arguments and result: see :data:`RULES`."""
     votes = votes.clamp_min(_LEAST).view(-1, 1, 1)
     return ((votes * logits).sum(0) / votes.sum()).log_softmax(-1)
 
@@ -31,7 +32,8 @@ def mean_of_logits(
 def mean_of_probabilities(
     logits: torch.Tensor, weights: torch.Tensor, votes: torch.Tensor
 ) -> torch.Tensor:
-    """log(Σ_k v_k softmax(z_k) / Σ_k v_k): where all votes are 1 every site counts the same."""
+    """log(Σ_k v_k softmax(z_k) / Σ_k v_k): with all votes 1, every site counts the same.
+    Arguments and result: see :data:`RULES`."""
     votes = votes.clamp_min(_LEAST).view(-1, 1, 1)
     return torch.logsumexp(logits.log_softmax(-1) + votes.log(), 0) - votes.sum().log()
 
@@ -39,14 +41,14 @@ def mean_of_probabilities(
 def class_count_weighted(
     logits: torch.Tensor, weights: torch.Tensor, votes: torch.Tensor
 ) -> torch.Tensor:
-    """log of Σ_k v_k w_kc softmax(z_k)_c, normalized over c: who has seen a class decides on
-    it."""
+    """log of Σ_k v_k w_kc softmax(z_k)_c, normalized over c: the sites with images of a class
+    decide on it. Arguments and result: see :data:`RULES`."""
     votes = votes.clamp_min(_LEAST).view(-1, 1, 1)
     log_weights = weights.clamp_min(_LEAST).log().unsqueeze(1) + votes.log()  # (K, 1, classes)
     return torch.logsumexp(logits.log_softmax(-1) + log_weights, 0).log_softmax(-1)
 
 
-_LEAST = 1e-12  # of a weight and of a vote: where all are 0, all count the same
+_LEAST = 1e-12  # smallest weight and vote: if all are 0, all count the same
 
 RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "logits": mean_of_logits,
@@ -54,24 +56,24 @@ RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tens
     "class-counts": class_count_weighted,
     "prior-corrected": class_count_weighted,  # of corrected logits, see Ensemble.combine
 }
-"""Each maps client logits (K, B, classes), weights (K, classes) and votes v (K,) to
-log-probabilities (B, classes). The rule is applied at temperature 1 and softened afterwards:
-averaging probabilities that were softened first comes close to averaging logits."""
+"""Combination rules by name. Each maps client logits z, (K, B, classes), weights w, (K, classes),
+and votes v, (K,), to log-probabilities, (B, classes). A rule is applied at temperature 1, and its
+result is softened afterwards: averaging softened probabilities is close to averaging logits."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A client model, and what is known of the site that trained it.
+    """A client model, and what its submission says of the site that trained it.
 
     Attributes:
-        site: name of the site.
-        model: from (B, C, H, W) to logits (B, classes).
-        architecture: its name and arguments.
-        images: number of training images.
-        class_counts: training images of each class, or ``None`` if the site withholds them.
-        loss: training loss of these weights at the site, or ``None`` if it is not known.
-        balanced: it was trained with classes weighted inverse to their frequency, so that all
-            classes of its site count the same to it.
+        site: Name of the site.
+        model: Network from (B, C, H, W) to logits (B, classes).
+        architecture: Name and arguments of the network.
+        images: Number of training images.
+        class_counts: Training images of each class, or ``None`` if the site withholds them.
+        loss: Training loss of these weights at the site, or ``None`` if it is not known.
+        balanced: Whether the site weighted classes inversely to their frequency in training, so
+            that all classes it has count the same.
     """
 
     site: str
@@ -87,20 +89,21 @@ class Ensemble(nn.Module):
     """Frozen client models with a combination rule.
 
     Args:
-        clients: K client models; architectures may differ. They are copied, so that what is
-            given stays as it is.
-        task: what they are for.
-        rule: see :data:`Rule`.
+        clients: K client models; architectures may differ. They are copied, and the originals
+            stay as they are.
+        task: Image size and classes.
+        rule: See :data:`Rule`.
 
     Attributes:
-        task: what they are for.
-        weights: share of each client in every class, (K, classes), by class counts.
-        log_priors: log π_kc, the class mix that each client model has learned, (K, classes), with
-            one image added to every class; equal where a site withholds its class counts.
-        votes: how much each client counts, (K,), at least 0; 1 unless a method learns them.
+        task: Image size and classes.
+        weights: Share of each client in the images of each class, (K, classes).
+        log_priors: log π_kc, the log of the class mix that each client model has learned,
+            (K, classes), with one image added to every class; 0 if a site withholds its class
+            counts.
+        votes: Weight of each client, (K,), at least 0; 1 unless a method learns it.
 
     Raises:
-        OneRoundError: a rule that needs class counts, and a site withholds its own.
+        OneRoundError: the rule needs class counts, and a site withholds its class counts.
     """
 
     weights: torch.Tensor
@@ -119,7 +122,7 @@ class Ensemble(nn.Module):
         if rule in ("class-counts", "prior-corrected") and withheld:
             raise OneRoundError(
                 f"the rule {rule} needs the class counts of {', '.join(withheld)}.",
-                remedy="Use the rule `probabilities`, or ask the sites to share their counts.",
+                remedy="Use the rule `probabilities`, or ask these sites for their class counts.",
             )
         self.clients, self.task = tuple(clients), task
         self.rule: Rule = rule
@@ -130,18 +133,22 @@ class Ensemble(nn.Module):
         self.register_buffer("votes", torch.ones(len(clients)))
 
     def of(self, clients: Sequence[Client], rule: Rule) -> Ensemble:
-        """These client models (not copies of them) with a rule, on the device of this ensemble."""
+        """An ensemble of ``clients`` (not of copies) with ``rule``, on the device of this one."""
         other = Ensemble.__new__(Ensemble)
         nn.Module.__init__(other)
         other._assemble(clients, self.task, rule)
         return other.eval().to(self.weights.device)
 
     def with_rule(self, rule: Rule) -> Ensemble:
-        """The same client models (not copies) with another rule; all votes are 1."""
+        """An ensemble of the same client models (not of copies) with another rule and all votes 1.
+
+        Raises:
+            OneRoundError: the rule needs class counts, and a site withholds its class counts.
+        """
         return self.of(self.clients, rule)
 
     def folded(self) -> Ensemble:
-        """A faster copy for inference alone; see :func:`oneround.models.inference.folded`."""
+        """A faster copy, for inference only; see :func:`oneround.models.inference.folded`."""
         copied = Ensemble(
             [replace(client, model=folded(client.model)) for client in self.clients],
             self.task,
@@ -151,15 +158,16 @@ class Ensemble(nn.Module):
         return copied
 
     def client_logits(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
-        """Outputs of every client model, or of those that are asked, (K, B, classes)."""
+        """Logits, (K, B, classes), of all client models, or of those whose indices are ``asked``,
+        for network input (B, C, H, W)."""
         asked = range(len(self.models)) if asked is None else asked
         return torch.stack([self.models[k](x) for k in asked])
 
     def forward(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
-        """Combined log-probabilities, (B, classes), of network input (B, C, H, W).
+        """Combined log-probabilities, (B, classes), for network input (B, C, H, W).
 
-        Where a random part of the clients is ``asked``, the sum that the rule takes over clients
-        is estimated without bias, but for its normalization over classes.
+        If a random subset of the clients is ``asked``, the rule's sum over clients is estimated
+        without bias, apart from its normalization over classes.
         """
         return self.combine(self.client_logits(x, asked).float(), asked)
 
@@ -169,8 +177,13 @@ class Ensemble(nn.Module):
         asked: Sequence[int] | None = None,
         votes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Log-probabilities, (B, classes), from the outputs of the client models; with ``votes``
-        (K,) in place of its own."""
+        """Log-probabilities, (B, classes), from client logits, (K, B, classes).
+
+        Args:
+            logits: Logits of all client models, or of those that are ``asked``.
+            asked: Indices of the clients; ``None``: all.
+            votes: Weight of each client, (K,), in place of the ensemble's own.
+        """
         chosen = slice(None) if asked is None else list(asked)
         votes = self.votes if votes is None else votes
         if self.rule == "prior-corrected":
@@ -178,7 +191,8 @@ class Ensemble(nn.Module):
         return RULES[self.rule](logits, self.weights[chosen], votes[chosen])
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[int, ...] | None:
-        """``count`` different clients at random; ``None``, which is all of them, for 0."""
+        """Sorted indices of ``count`` different clients, sampled at random; ``None``, which means
+        all, if ``count`` is 0 or at least their number."""
         clients = len(self.clients)
         if not 0 < count < clients:
             return None
@@ -186,15 +200,16 @@ class Ensemble(nn.Module):
 
 
 def prior_corrected(ensemble: Ensemble) -> Ensemble:
-    """Copies of the client models that answer as if their site had every class equally often.
+    """An ensemble of experts: copies of the client models that answer as if all classes were
+    equally frequent at their site.
 
-    The class mix π_k of a site is in its model: p_k(c|x) ∝ p(x|c)·π_kc. The bias of the last
-    layer takes −log π_kc, so that softmax(z_k − log π_k) ∝ p(x|c) (Saerens et al., *Neural
-    Computation* 2002; Menon et al., ICLR 2021). Two things change: a frequent class is not
-    preferred, and a site that has hardly seen a class no longer votes against it. One image is
-    added to every class, for those that a site has none of. Where a site withholds its class
-    counts, its model stays as it is; where it was trained with weighted classes, those that it has are
-    equally frequent to it. The rule ``prior-corrected`` becomes ``class-counts``.
+    The class mix π_k of a site is in its model: p_k(c|x) ∝ p(x|c)·π_kc. Adding −log π_kc to the
+    bias of the last layer gives softmax(z_k − log π_k) ∝ p(x|c) (Saerens et al., *Neural
+    Computation* 2002; Menon et al., ICLR 2021). This has two effects: a frequent class is not
+    preferred, and a site with hardly any image of a class no longer votes against it. One image
+    is added to every class, since a site may have none. If a site withholds its class counts, its
+    model stays as it is; if it weighted classes in training, the classes it has count as equally
+    frequent. The rule ``prior-corrected`` becomes ``class-counts``.
 
     Raises:
         OneRoundError: a client model does not end with a fully connected layer.
@@ -211,7 +226,8 @@ def prior_corrected(ensemble: Ensemble) -> Ensemble:
 
 
 def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:
-    """w_kc = n_kc / Σ_k n_kc; equal where nobody has seen the class, or a site does not say."""
+    """w_kc = n_kc / Σ_k n_kc, (K, classes); equal for a class that no site has, and, as (K, 1), for
+    all classes if a site withholds its class counts."""
     if not all(class_counts):
         return torch.full((len(class_counts), 1), 1 / len(class_counts))
     counts = torch.tensor(class_counts, dtype=torch.float32)
@@ -219,7 +235,7 @@ def _weights(class_counts: Sequence[tuple[int, ...] | None]) -> torch.Tensor:
 
 
 def _log_priors(clients: Sequence[Client]) -> torch.Tensor:
-    """log((n_kc + 1) / Σ_c (n_kc + 1)); 0 where a site does not say."""
+    """log((n_kc + 1) / Σ_c (n_kc + 1)), (K, classes); 0 if a site withholds its class counts."""
     known = [client.class_counts for client in clients]
     classes = max((len(counts) for counts in known if counts), default=1)
     images = torch.tensor([counts or (0,) * classes for counts in known], dtype=torch.float32)
@@ -242,7 +258,8 @@ def average(ensemble: Ensemble) -> nn.Module:
         raise OneRoundError(
             f"weights of different architectures cannot be averaged: "
             f"{', '.join(sorted(architectures))}.",
-            remedy="Use a method that distills, such as kang2025, and starts elsewhere.",
+            remedy="Use a method that distills and does not start from the average, such as "
+            "kang2025.",
         )
     images = [client.images for client in ensemble.clients]
     model = copy.deepcopy(ensemble.models[0])
@@ -253,8 +270,10 @@ def average(ensemble: Ensemble) -> nn.Module:
 def weighted_mean(
     states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float]
 ) -> dict[str, torch.Tensor]:
-    """Σ_k w_k·state_k / Σ_k w_k, tensor by tensor, in double precision and back, on the CPU: not
-    every device has doubles."""
+    """Σ_k w_k·state_k / Σ_k w_k for each tensor of the states, by name.
+
+    Computed in double precision on the CPU, since not every device has it; types stay the same.
+    """
     share = torch.tensor([float(weight) for weight in weights])
     share = share / share.sum()
     mean = {}

@@ -1,4 +1,4 @@
-"""Networks made faster, and what of them a method needs to reach."""
+"""Faster copies of networks for inference, and access to their last layer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from oneround.study import ImageSpec
 
 
 def last_layer(model: nn.Module, image: ImageSpec, classes: int) -> nn.Linear:
-    """The fully connected layer whose output the logits are, with its bias.
+    """The fully connected layer, with a bias, that outputs the logits.
 
     Raises:
-        OneRoundError: there is none.
+        OneRoundError: the network does not end with such a layer.
     """
     x = torch.zeros(1, *image.shape, device=next(model.parameters()).device)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.bias is not None]
@@ -35,7 +35,7 @@ def last_layer(model: nn.Module, image: ImageSpec, classes: int) -> nn.Linear:
 
 
 class _Pointwise(nn.Conv2d):
-    """A strided 1×1 convolution as one of stride 1 over the pixels that it looks at."""
+    """A strided 1×1 convolution, computed with stride 1 on the pixels that it reads."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The same output as with the stride."""
@@ -44,12 +44,12 @@ class _Pointwise(nn.Conv2d):
 
 
 def to_fast_layout(model: nn.Module) -> None:
-    """Put the weights into channels-last order, which is faster on CPUs, where that is safe.
+    """Store the weights of ``model`` in channels-last order, if it is safe: it is faster on CPUs.
 
-    oneDNN writes out of bounds in the backward pass of a strided 1×1 convolution in this
-    order when its input channels do not fill a vector register (oneDNN issue 6035): torch then
-    crashes or trains on wrong gradients. Such a layer is made to work without its stride; a
-    network where it is not a plain one stays as it is.
+    In this order oneDNN writes out of bounds in the backward pass of a strided 1×1 convolution
+    whose input channels do not fill a vector register (oneDNN issue 6035): torch then crashes or
+    trains on wrong gradients. Such a layer is changed in place to compute without a stride. If it
+    is not a plain ``nn.Conv2d`` without padding, the network stays as it is.
     """
     unsafe = [
         layer
@@ -73,7 +73,7 @@ def inference_copy(model: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Sees every convolution and BatchNorm layer as a whole, those of other packages too."""
+    """Traces each convolution and BatchNorm layer as a whole, also those of other packages."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         whole = isinstance(m, nn.Conv2d | _BatchNorm)
@@ -81,11 +81,11 @@ class _Tracer(fx.Tracer):
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy for inference alone, in which convolutions do the work of BatchNorm layers.
+    """A copy, for inference only, with BatchNorm layers folded into the convolutions before them.
 
-    Where nothing else uses the output of a convolution, the BatchNorm layer after it becomes
-    part of its weights; outputs and input gradients are the same up to rounding. The others
-    stay, as do all of a network whose forward pass torch.fx cannot follow.
+    A BatchNorm layer is folded if nothing else uses the output of the convolution; outputs and
+    input gradients are the same up to rounding. All other BatchNorm layers stay, and so do all
+    layers of a network whose forward pass torch.fx cannot trace.
     """
     original = copy.deepcopy(model).eval()
     traced = copy.deepcopy(original)

@@ -1,8 +1,8 @@
-"""Networks by name. They come from MONAI; this file only names them and says what they need.
+"""Networks by name. The networks are MONAI's; this file names them and builds them.
 
-A user's own ``torch.nn.Module`` joins with :func:`register`, or, from an installed package,
-with an entry point in the group ``oneround.architectures``. A submission names its
-architecture but can never import code.
+:func:`register` adds a ``torch.nn.Module`` of your own; an installed package adds one with an
+entry point in the group ``oneround.architectures``. A submission names its architecture but can
+never import code.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from oneround.errors import OneRoundError
 from oneround.study import ArchitectureSpec, ImageSpec
 
 Builder = Callable[..., nn.Module]
-"""``builder(channels, classes, **arguments)`` to a network from (B, C, H, W) to (B, classes)."""
+"""``builder(channels, classes, **arguments)`` returns a network from (B, C, H, W) to logits,
+(B, classes)."""
 
 _BUILDERS: dict[str, Builder] = {}
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Make a network known by ``name``, at the sites and at the coordinator alike."""
+    """Decorator that registers a :data:`Builder` as architecture ``name`` in this process.
+
+    Both the sites and the coordinator have to register it.
+    """
 
     def remember(builder: Builder) -> Builder:
         _BUILDERS[name] = builder
@@ -66,7 +70,7 @@ def _resnet(layers: list[int]) -> Builder:
 
 
 def _to_group_norm(model: nn.Module, groups: int) -> None:
-    """Replace every BatchNorm layer; MONAI's ``norm`` argument reaches the first one only."""
+    """Replace every BatchNorm layer; MONAI's ``norm`` argument changes only the first one."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):
@@ -103,14 +107,20 @@ _BUILDERS |= {
 
 
 def names() -> list[str]:
-    """Names that :func:`build` knows, those of installed packages included."""
+    """Names of all architectures, including those of installed packages."""
     return sorted({*_BUILDERS, *(point.name for point in _installed())})
 
 
 def build(
     architecture: ArchitectureSpec, image: ImageSpec, classes: int, seed: int = 0
 ) -> nn.Module:
-    """A freshly initialized network from (B, C, H, W) to (B, ``classes``).
+    """A newly initialized network from (B, C, H, W) to logits, (B, ``classes``).
+
+    Args:
+        architecture: Name and arguments of the network.
+        image: Channels and size of its input.
+        classes: Number of its outputs.
+        seed: Seed of the initial weights.
 
     Raises:
         OneRoundError: the name is unknown, or the arguments do not fit it.
@@ -131,7 +141,7 @@ def build(
         ):
             raise OneRoundError(
                 f"architecture {architecture}: {key} is out of range.",
-                remedy="Use numbers from 0 to 4096; lists of up to 16, that sum to at most 1024.",
+                remedy="Use numbers from 0 to 4096; at most 16 in a list, with a sum up to 1024.",
             )
     try:
         with torch.random.fork_rng(devices=[]):
@@ -140,23 +150,27 @@ def build(
     except (TypeError, KeyError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise OneRoundError(
             f"architecture {architecture}: {error}.",
-            remedy="Correct its arguments in the study; docs/reference lists them.",
+            remedy="Correct its arguments in the study; see docs/reference/architectures.md.",
         ) from error
 
 
 def expected_tensors(
     architecture: ArchitectureSpec, image: ImageSpec, classes: int
 ) -> dict[str, torch.Tensor]:
-    """Name, shape and dtype of every tensor of the network, without allocating any."""
+    """Every tensor of the network by name, with shape and type but without data.
+
+    Raises:
+        OneRoundError: as :func:`build`.
+    """
     with torch.device("meta"):
         return build(architecture, image, classes).state_dict()
 
 
 def require_fit(model: nn.Module, image: ImageSpec, classes: int) -> None:
-    """Refuse a network that does not turn an image of this size into one output for each class.
+    """Refuse a network that does not map images of this size to one logit for each class.
 
     Raises:
-        OneRoundError: the image is too small for it, or its outputs have another shape.
+        OneRoundError: the image is too small for the network, or its output has another shape.
     """
     training = model.training
     device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
@@ -178,7 +192,7 @@ def require_fit(model: nn.Module, image: ImageSpec, classes: int) -> None:
 
 
 def size_in_bytes(model: nn.Module) -> int:
-    """Size of the weights and buffers."""
+    """Size of the weights and buffers of ``model``, in bytes."""
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
