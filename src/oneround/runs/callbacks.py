@@ -1,4 +1,4 @@
-"""What watches a run: its progress, its logs, the student on its way. Nothing of it decides a
+"""Callbacks that watch a run: its progress, its logs, its student. None of them changes a
 result."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 Progress = Callable[[str, int, int, str], None]
-"""``progress(stage, done, total, note)``, called often."""
+"""``progress(stage, done, total, note)``, called after every step."""
 
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
@@ -19,20 +19,20 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
 
 
 class Callback:
-    """Watches a run; override what you need. Called in the process that writes files, alone."""
+    """Watches a run; override what you need. Called only in the process that writes files."""
 
     def on_progress(self, stage: str, done: int, total: int, note: str) -> None:
-        """After every step.
+        """Called after every step.
 
         Args:
             stage: Name of the stage, such as ``synthesis``.
-            done: Finished steps.
-            total: All steps of the stage.
-            note: What to show beside the progress; may be empty.
+            done: Number of finished steps.
+            total: Number of all steps of the stage.
+            note: Text to show beside the progress; may be empty.
         """
 
     def on_log(self, stage: str, entry: Mapping[str, Any]) -> None:
-        """After every step that is logged: what ``curves.json`` will hold of it.
+        """Called after every step that is logged, with its entry in ``curves.json``.
 
         Args:
             stage: Name of the stage.
@@ -42,19 +42,19 @@ class Callback:
 
 @dataclass(frozen=True)
 class Observer(Callback):
-    """Looks at a student on its way, at costs that double from one look to the next.
+    """Measures the student during a run, each time its cost has doubled.
 
     Attributes:
-        look: What is to be known of a network, such as its accuracy on test images. Nothing may
-            be chosen by it.
-        first: FLOPs of the run at the first look.
+        look: Function from a network to named numbers, such as its accuracy on test images.
+            Nothing may be selected by them.
+        first: FLOPs of the run at the first measurement.
     """
 
     look: Callable[[nn.Module], dict[str, float]]
     first: float = 1e11
 
     def due(self, flops: float, last: float) -> bool:
-        """Whether to look, now that ``flops`` are spent; the last look was at ``last``."""
+        """Whether to measure now, at ``flops``, if the last measurement was at ``last``."""
         return self._mark(flops) > self._mark(last)
 
     def _mark(self, flops: float) -> int:
@@ -62,7 +62,7 @@ class Observer(Callback):
 
 
 def progress_of(callbacks: Sequence[Callback]) -> Progress:
-    """The progress of work that is no run, such as a transfer, for all ``callbacks``."""
+    """A function that reports progress outside a run, as of a transfer, to all ``callbacks``."""
 
     def tell(stage: str, done: int, total: int, note: str) -> None:
         for callback in callbacks:

@@ -13,15 +13,16 @@ from oneround.files import write_atomic
 
 
 def save_state(path: str | os.PathLike[str], state: dict[str, object]) -> None:
-    """Write tensors, numbers, strings, lists and dicts as one checkpoint, atomically."""
+    """Write a checkpoint of tensors, numbers, strings, lists and dicts, atomically."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote, on the CPU, whichever device it was on; nothing but
-    plain data is ever unpickled.
+    """Read a checkpoint of :func:`save_state`, with all tensors on the CPU.
+
+    Only tensors and plain data are unpickled.
 
     Raises:
         OneRoundError: the file is damaged or holds anything else.
@@ -32,6 +33,6 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise OneRoundError(
             "the checkpoint is damaged.",
             file=path,
-            remedy="Delete it and run the same command again; the work before it is kept.",
+            remedy="Delete it and run the same command again; earlier stages are kept.",
         ) from error
     return state

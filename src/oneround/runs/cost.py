@@ -1,4 +1,4 @@
-"""What a stage costs: FLOPs, seconds and peak memory, with one meter for everything."""
+"""Cost of a stage: FLOPs, seconds and peak memory, measured by one meter."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Cost(BaseModel):
-    """What was spent; costs of one after another add up.
+    """Cost of a piece of work; the sum of two is the cost of one after the other.
 
     Attributes:
-        flops: floating point operations of convolutions and matrix products, forward and
-            backward (one multiply-add is two).
-        seconds: wall time.
-        peak_memory_bytes: highest memory of the process meanwhile; of the GPU, once one is used.
+        flops: Floating point operations of convolutions and matrix products, forward and
+            backward; one multiply-add is two.
+        seconds: Wall-clock time, in seconds.
+        peak_memory_bytes: Highest memory of the process, in bytes; of the GPU if one is used.
     """
 
     flops: int = 0
@@ -36,10 +36,10 @@ class Cost(BaseModel):
 
 
 class Meter:
-    """Measures from its creation on, adding to what was ``spent`` before an interruption.
+    """Measures cost from its creation on, in addition to the cost ``spent`` before an interruption.
 
-    FLOPs are counted, not estimated: the first step of each kind runs under torch's counter,
-    and further steps of that kind add the same number, so that counting costs nothing.
+    FLOPs are counted, not estimated: the first step of each kind runs under torch's counter, and
+    each further step of that kind adds the same number, so that counting costs almost nothing.
     """
 
     def __init__(self, spent: Cost | None = None) -> None:
@@ -51,7 +51,7 @@ class Meter:
 
     @contextmanager
     def step(self, *kind: Hashable) -> Iterator[None]:
-        """Count the FLOPs of this block; blocks of equal ``kind`` must do equal work."""
+        """Count the FLOPs of this block; blocks of the same ``kind`` must do the same work."""
         if kind in self._flops_of:
             yield
         else:
@@ -62,19 +62,19 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time that this block takes is not part of the cost."""
+        """Leave the time of this block out of the cost."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     @property
     def flops(self) -> int:
-        """FLOPs up to now."""
+        """FLOPs so far."""
         return self._spent.flops + self._flops
 
     @property
     def cost(self) -> Cost:
-        """Everything up to now."""
+        """Cost so far."""
         return self._spent + Cost(
             flops=self._flops,
             seconds=time.perf_counter() - self._start,

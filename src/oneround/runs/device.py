@@ -1,4 +1,4 @@
-"""Device, threads and processes of a run, by Lightning Fabric."""
+"""Device, threads and processes of a run, with Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-"""Where networks run; ``auto``: on a GPU if there is one."""
+"""Device that networks run on; ``auto``: a GPU if there is one."""
 
 
 def cpu() -> Fabric:
-    """This process, on the CPU, in single precision."""
+    """A fabric of this process alone, on the CPU, in single precision."""
     from lightning_fabric import Fabric  # takes seconds to import
 
     return Fabric(accelerator="cpu", devices=1)
@@ -29,16 +29,16 @@ def fabric_for(
     devices: int | None = None,
     nodes: int | None = None,
 ) -> Fabric:
-    """Device, threads and processes as asked for; under torchrun, as it says.
+    """A fabric with these devices, threads and processes; under torchrun, with its processes.
 
     Args:
         device: See :data:`Device`.
-        threads: CPU threads of this process; ``None``: as many as torch likes.
-        devices: Processes on this machine, each with a GPU or on the CPU; ``None``: one.
-        nodes: Machines that work together; ``None``: one.
+        threads: CPU threads of this process; ``None``: torch decides.
+        devices: Processes on this machine, each on a GPU of its own or on the CPU; ``None``: one.
+        nodes: Number of machines; ``None``: one.
 
     Raises:
-        OneRoundError: this machine has no such device, or not so many.
+        OneRoundError: this machine has no such device, or fewer of them.
     """
     from lightning_fabric import Fabric  # takes seconds to import
 

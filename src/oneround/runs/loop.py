@@ -1,4 +1,4 @@
-"""The steps of a stage: metered, shown, kept, and stopped when its FLOPs are spent."""
+"""The loop over the steps of a stage: measured, reported, resumable, and limited in FLOPs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ CHECKPOINT = "checkpoint.pt"
 
 
 class Stateful(Protocol):
-    """What can be kept in a checkpoint: a network, an optimizer."""
+    """An object whose state a checkpoint can hold, such as a network or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data and tensors."""
+        """The state, as plain data and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> object:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore the state that :meth:`state_dict` returned."""
 
 
 class Loop:
-    """Iterates over the steps (from 1) that are still to be done.
+    """Iterates over the remaining steps of a stage, counted from 1, with checkpoints.
 
-    A step that contains many small ones, such as an epoch, says how far it is by ``within``,
-    and leaves off when the loop is ``over``:
+    A step of many small ones, such as an epoch, reports its progress as ``within`` and stops
+    when the loop is ``over``:
 
-    >>> from oneround.stage import Stage
+    >>> from oneround.runs.stage import Stage
     >>> loop = Loop(Stage("distillation"), 2)
     >>> for epoch in loop:
     ...     for small in range(10):
@@ -42,15 +42,18 @@ class Loop:
     ...             break
 
     Args:
-        stage: where the checkpoint is kept; its ``cost`` and ``curve`` are kept with it.
-        steps: how many there are.
-        parts: what a checkpoint holds.
-        keep_every: steps between checkpoints.
+        stage: The stage; a checkpoint in its folder also holds its ``cost`` and ``curve``.
+        steps: Number of steps.
+        parts: Objects whose state a checkpoint holds, by name.
+        keep_every: Steps between checkpoints.
 
     Attributes:
-        meter: measure every piece of work with ``with loop.meter.step(kind)``.
-        within: share of the current step that is done, in [0, 1).
-        note: shown beside the progress.
+        meter: Measures each piece of work, by ``with loop.meter.step(kind)``.
+        within: Finished share of the current step, in [0, 1).
+        note: Text beside the progress.
+
+    Raises:
+        OneRoundError: the checkpoint is damaged or of another version.
     """
 
     def __init__(
@@ -77,13 +80,13 @@ class Loop:
         self.close()
 
     def close(self) -> None:
-        """Take down what the stage has cost until now: the FLOPs of all processes, which do the
-        same number, and the time and memory of this one."""
+        """Update the cost of the stage: FLOPs of all processes, which each do the same number;
+        time and memory of this process."""
         self.stage.cost = self.meter.cost.model_copy(update={"flops": self._flops})
 
     @property
     def over(self) -> bool:
-        """Whether the FLOPs that the stage may spend are spent."""
+        """Whether the stage has reached its limit of FLOPs."""
         return self._flops >= self.stage.flops
 
     @property
@@ -92,15 +95,15 @@ class Loop:
 
     @property
     def position(self) -> float:
-        """Steps done, in [0, ``steps``]; where FLOPs are what ends the loop, the share of them
-        that is spent times ``steps``. Learning rates follow it."""
+        """Position in [0, ``steps``] that learning rates follow: the finished steps or, with a
+        limit of FLOPs, the spent share of it times ``steps``, whichever is larger."""
         if math.isinf(self.stage.flops):
             return self.done + self.within
         spent = self._flops / self.stage.flops * self.steps
         return min(max(self.done + self.within, spent), self.steps)
 
     def observe(self, model: nn.Module) -> None:
-        """Let the run's observer look at ``model``, when it is time; not part of the cost."""
+        """Let the observer of the run look at ``model`` if it is due; not part of the cost."""
         stage = self.stage
         flops = stage.before.flops + self._flops
         last = stage.observed[-1]["flops"] if stage.observed else 0
@@ -119,15 +122,15 @@ class Loop:
             save_state(self._path, state)
 
     def _resume(self) -> None:
-        """Take up the last checkpoint, if there is one."""
+        """Restore the last checkpoint, if there is one."""
         if self._path is None or not self._path.exists():
             return
         state = load_state(self._path)
         if not state.keys() >= {*self.parts, "step", "cost", "curve", "observed"}:
             raise OneRoundError(
-                "this checkpoint is of another version of oneround.",
+                "this checkpoint was written by another version of OneRound.",
                 file=self._path,
-                remedy="Continue with that version, or delete the checkpoint to start again.",
+                remedy="Resume with that version, or delete the checkpoint to start again.",
             )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])

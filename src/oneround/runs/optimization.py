@@ -1,4 +1,4 @@
-"""One optimizer factory and one learning-rate schedule, for sites and students alike."""
+"""The optimizer and the learning-rate schedules of client training and of distillation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def make_optimizer(
     """SGD with Nesterov momentum, or Adam with betas (0.9, 0.999).
 
     Args:
-        parameters: what is optimized.
-        learning_rate: of the first step; :func:`set_learning_rate` changes it.
-        momentum: of SGD, in [0, 1); 0: plain SGD.
-        weight_decay: of both.
-        kind: which of the two.
+        parameters: Weights to optimize.
+        learning_rate: Learning rate of the first step; :func:`set_learning_rate` changes it.
+        momentum: Momentum of SGD, in [0, 1); 0: plain SGD.
+        weight_decay: Weight decay of SGD or Adam, at least 0.
+        kind: ``sgd`` or ``adam``.
     """
     if kind == "adam":
         return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -42,8 +42,8 @@ def learning_rate(schedule: str, peak: float, position: float, steps: int) -> fl
 
     ``one-cycle``: from peak/25 up to ``peak`` for 30 % of the steps, then down to almost zero,
     both along a cosine (Smith and Topin, 2019; as ``torch.optim.lr_scheduler.OneCycleLR`` over
-    ``steps + 1``). ``cosine``: from ``peak`` down to zero. ``step``: a tenth of ``peak``
-    from half and a hundredth from three quarters of the steps. ``constant``: ``peak``.
+    ``steps + 1``). ``cosine``: from ``peak`` down to zero. ``step``: ``peak``, a tenth of it from
+    half of the steps on, and a hundredth from three quarters on. ``constant``: ``peak``.
     """
     if schedule == "constant":
         return peak

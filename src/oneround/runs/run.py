@@ -1,4 +1,4 @@
-"""The RUN folder: one run at a time, its configuration, its stages, its log."""
+"""A run and its RUN folder: configuration, stages, log, and one process at a time."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 TRAINING = "training"
-"""Stage of client training, which is no part of a method."""
+"""Stage of client training, which is not part of a method."""
 
 PROGRESS = "progress.json"
-"""Of the RUN folder: the last step that was reported, for who looks on. Decides nothing."""
+"""File in the RUN folder with the last step that was reported; no result depends on it."""
 
 _LOCK = ".lock"
 
@@ -41,11 +41,11 @@ log = logging.getLogger("oneround")
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run that extends an earlier one finds in its folder.
+    """Part of an earlier run that a run which extends it finds in its folder.
 
     Attributes:
-        shards: number of shards of the image bank that are there, the first ones.
-        added: sites whose client models are not in them.
+        shards: Number of shards of the image bank, the first ones, that are there.
+        added: Sites whose client models these shards were made without.
     """
 
     shards: int = 0
@@ -53,21 +53,23 @@ class Kept:
 
 
 class Run:
-    """A RUN folder that this process alone works in; use it in a ``with`` statement.
+    """A run that keeps its work in a folder, to which no other process may write meanwhile.
+
+    Use it in a ``with`` statement.
 
     Args:
-        path: the folder; made if it is not there. ``None``: nothing is kept, so nothing can be
-            resumed.
-        configuration: everything that decides the result, ready for JSON.
-        seed: of all stages.
-        resume: go on with what is in the folder.
-        fabric: device, precision, processes; the CPU by default.
-        flops: what the method may spend in all; training at the sites does not count.
-        callbacks: watch every step of every stage; what an observer among them saw is in
-            :meth:`observed`.
-        simulated: what only a simulation has, for the methods that need it; see
+        path: RUN folder, created if it does not exist. ``None``: nothing is kept, so nothing can
+            be resumed.
+        configuration: Everything that decides the result, as JSON content.
+        seed: Seed of all stages.
+        resume: Whether to continue the run that is in the folder.
+        fabric: Device, precision and processes; the CPU by default.
+        callbacks: Called after every step of every stage; :meth:`observed` returns the
+            measurements of an observer among them.
+        flops: Limit of FLOPs of the method; training at the sites does not count.
+        simulated: Images of the sites of a simulation, for methods that need them; see
             :class:`oneround.methods.SimulatedSites`.
-        kept: of an earlier run that this one extends.
+        kept: Part of an earlier run that this one extends.
 
     Raises:
         OneRoundError: another process works in the folder; it holds a run and ``resume`` is
@@ -100,7 +102,7 @@ class Run:
     def __enter__(self) -> Self:
         if self.path is None and self.fabric.world_size > 1:
             raise OneRoundError(
-                "several processes share their work through a RUN folder, and there is none.",
+                "several processes share their work through a RUN folder, and none is given.",
                 remedy="Give a folder as out.",
             )
         if self.path is not None and self.leads:
@@ -112,7 +114,7 @@ class Run:
         return self
 
     def _open(self, path: Path) -> None:
-        """Take hold of the folder."""
+        """Create and lock the folder, and start the log."""
         lock = FileLock(path / _LOCK)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ class Run:
             raise OneRoundError(
                 f"cannot be used as RUN folder: {error.strerror}.",
                 file=path,
-                remedy="Choose a folder that you may write to as --out.",
+                remedy="Choose a folder that you can write to as --out.",
             ) from error
         try:
             self._check_configuration(path)
@@ -144,12 +146,12 @@ class Run:
         self.say("resumed" if self.resume else "started")
 
     def _lost(self, error: RuntimeError) -> OneRoundError:
-        """What a process says whose partner has ended."""
+        """The error of a process when another process of the run has ended."""
         reason = str(error).partition(". ")[0].rpartition("] ")[2]
         return OneRoundError(
             f"the connection to another process of this run was lost ({reason}).",
             file=self.path,
-            remedy="See what that process has said; then run the same command with --resume.",
+            remedy="Read the error of that process, then run the same command with --resume.",
         )
 
     def __exit__(
@@ -172,13 +174,13 @@ class Run:
             raise self._lost(error) from error
 
     def stage(self, name: str, part: str = "", *, folder: str = "", share: float = 1) -> Stage:
-        """A stage, or one ``part`` of it (such as a site); kept in ``RUN/folder/part``.
+        """Begin a stage, or one ``part`` of it (such as a site), kept in ``RUN/folder/part``.
 
         Args:
-            name: what it is called in results and progress.
-            part: of the stage, with a log of its own.
-            folder: of the RUN folder; ``name`` by default.
-            share: of the FLOPs that are left, what it may spend.
+            name: Name of the stage in results and progress.
+            part: Part of the stage, with a log of its own.
+            folder: Folder in the RUN folder; ``name`` by default.
+            share: Share of the remaining FLOPs that the stage may spend, in (0, 1].
         """
         key = f"{name}/{part}" if part else name
         before = self.spent()
@@ -196,24 +198,24 @@ class Run:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes files; one is, among those of a run."""
+        """Whether this process writes files; exactly one process of a run does."""
         return self.fabric.global_rank == 0
 
     def spent(self) -> Cost:
-        """What the method has cost; training at the sites is no part of it."""
+        """Cost of the method so far, without training at the sites."""
         return sum((s.cost for s in self.stages.values() if s.name != TRAINING), Cost())
 
     def say(self, message: str, level: int = logging.INFO) -> None:
-        """Write a line into the log of the RUN folder, whatever the application's loggers show."""
+        """Write a line to the log of the RUN folder, whatever level the application logs at."""
         if self._handler is not None:
             self._handler.handle(log.makeRecord(log.name, level, __file__, 0, message, (), None))
 
     def observed(self) -> list[dict[str, float]]:
-        """What the observer saw in all stages, in order."""
+        """Measurements of the observer in all stages, in order; see :attr:`Stage.observed`."""
         return [entry for stage in self.stages.values() for entry in stage.observed]
 
     def costs(self) -> dict[str, Cost]:
-        """What every stage has cost, its parts added up."""
+        """Cost of each stage, summed over its parts, by name."""
         costs: dict[str, Cost] = {}
         for key, stage in self.stages.items():
             name = key.partition("/")[0]
@@ -221,7 +223,7 @@ class Run:
         return costs
 
     def curves(self) -> dict[str, Any]:
-        """The log of every stage; of a stage in parts, one log for each part."""
+        """Curve of each stage by name; for a stage in parts, one curve for each part."""
         curves: dict[str, Any] = {}
         for key, stage in self.stages.items():
             name, _, part = key.partition("/")
@@ -232,7 +234,7 @@ class Run:
         return curves
 
     def _check_configuration(self, folder: Path) -> None:
-        """Keep the configuration of a new run; compare with that of an older one."""
+        """Write the configuration of a new run, or compare it with that of the present one."""
         path = folder / "configuration.json"
         if not path.exists():
             others = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
@@ -248,7 +250,7 @@ class Run:
             raise OneRoundError(
                 "the folder holds a run already.",
                 file=folder,
-                remedy="Add --resume to go on with it, or choose another --out.",
+                remedy="Add --resume to continue it, or choose another --out.",
             )
         different = sorted(_differences(read_json(path), self.configuration))
         if different:
@@ -260,13 +262,13 @@ class Run:
 
 
 class _ProgressFile(Callback):
-    """Notes the progress in a file, at most once a second."""
+    """Writes the progress to a file, at most once a second."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._last = path, -math.inf
 
     def on_progress(self, stage: str, done: int, total: int, note: str) -> None:
-        """Write the step, if the last one was a second ago."""
+        """Write the step if the last one was written a second ago or more."""
         if time.monotonic() - self._last < 1:
             return
         self._last = time.monotonic()
@@ -277,7 +279,7 @@ class _ProgressFile(Callback):
 
 
 def is_working(path: Path) -> bool:
-    """Whether a process works in the RUN folder ``path`` right now. Writes nothing there."""
+    """Whether a process is working in the RUN folder ``path`` now. Writes nothing."""
     lock = path / _LOCK
     if not lock.is_file():
         return False
@@ -300,7 +302,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> set[str]:
 
 
 def environment() -> dict[str, str]:
-    """Versions of everything that decides the numbers."""
+    """Versions of the packages that results depend on, and the number of threads, by name."""
     import platform
     from importlib.metadata import version
 

@@ -1,9 +1,9 @@
-"""A stage of a run: where it keeps its finished pieces, its seed, device and progress.
+"""A stage of a run: its folder of finished pieces, seed, device, cost and progress.
 
-Every long function of the package (training, synthesis, adaptation, distillation) takes one.
-What a stage has finished lies in its folder; calling the function again with the same inputs
-reads that and goes on, and ends bit-equal to a run that was never interrupted. Randomness
-comes from ``stage.generator(piece)``, which depends on the seed and the piece alone.
+Every long function of the package (training, synthesis, adaptation, distillation) takes a stage.
+Finished pieces are in its folder; calling the function again with the same inputs reads them,
+continues, and gives the same result, bit for bit, as a run that was never interrupted. Random
+numbers come from ``stage.generator(piece)``, which depends only on the seed and the piece.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
 
 
 def derived_seed(*parts: object) -> int:
-    """A seed in [0, 2⁶³) that depends on all ``parts``; equal on every machine."""
+    """A seed in [0, 2⁶³) that depends on all ``parts``, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclass
 class Stage:
-    """One stage.
+    """A part of a run that is measured and can be resumed.
 
     Attributes:
-        name: what it is called in results and progress, e.g. ``"synthesis"``.
-        seed: of all randomness of this stage.
-        folder: where finished pieces are kept; ``None``: nowhere, and nothing can be resumed.
-        fabric: device, precision and processes.
-        callbacks: watch every step.
-        flops: what it may spend; it stops when that is spent.
-        before: what the stages before it have cost.
-        cost: what the stage has cost, interruptions left out.
-        curve: its log: one dict of numbers for each logged step.
-        observed: one dict for each look of an observer: ``flops`` and ``seconds`` since the start
-            of the run, and what it saw.
+        name: Name in results and progress, such as ``synthesis``.
+        seed: Seed of all random numbers of the stage.
+        folder: Folder of finished pieces; ``None``: nothing is kept, so nothing can be resumed.
+        fabric: Device, precision and processes.
+        callbacks: Called after every step.
+        flops: Limit of FLOPs, at which the stage stops.
+        before: Cost of the stages before this one.
+        cost: Cost of the stage, without interruptions.
+        curve: Log of the stage: one dict of numbers for each logged step.
+        observed: Measurements of an observer: one dict each, with ``flops`` and ``seconds`` since
+            the start of the run.
 
     Raises:
-        OneRoundError: mixed precision with a scaled loss.
+        OneRoundError: the precision is 16-mixed, which scales the loss.
     """
 
     name: str
@@ -66,21 +66,21 @@ class Stage:
     def __post_init__(self) -> None:
         if self.fabric.strategy.precision.precision == "16-mixed":
             raise OneRoundError(
-                "precision 16-mixed scales losses, which images that are being synthesized and "
-                "checkpoints know nothing of.",
+                "precision 16-mixed scales losses, which image synthesis and checkpoints do not "
+                "support.",
                 remedy="Use bf16-mixed, which needs no scaling, or 32-true.",
             )
 
     def generator(self, *piece: object) -> torch.Generator:
-        """A CPU generator for one piece of this stage."""
+        """Source of randomness for one piece of the stage, on the CPU."""
         return torch.Generator().manual_seed(derived_seed(self.seed, self.name, *piece))
 
     def meter(self) -> Meter:
-        """A meter that goes on from the cost so far."""
+        """A meter that continues from the cost so far."""
         return Meter(self.cost)
 
     def file(self, name: str) -> Path | None:
-        """Where a piece called ``name`` is kept; from now on there is a folder for it."""
+        """Path of the piece ``name`` in the folder, which is created; ``None`` without a folder."""
         if self.folder is None:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,20 +88,20 @@ class Stage:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes files; one is, among those of a run."""
+        """Whether this process writes files; exactly one process of a run does."""
         return self.fabric.global_rank == 0
 
     def mine(self, batch: torch.Tensor) -> torch.Tensor:
-        """The part of a batch that is this process's work; with one process all of it.
+        """This process's share of a batch, by its first dimension; with one process, all of it.
 
         Raises:
-            OneRoundError: the batch cannot be divided equally.
+            OneRoundError: the batch cannot be divided equally among the processes.
         """
         world = self.fabric.world_size
         if len(batch) % world:
             raise OneRoundError(
                 f"a batch of {len(batch)} cannot be divided equally among {world} processes.",
-                remedy="Set a batch_size that the number of processes divides.",
+                remedy="Set batch_size to a multiple of the number of processes.",
             )
         return batch.tensor_split(world)[self.fabric.global_rank]
 
@@ -111,16 +111,16 @@ class Stage:
             callback.on_progress(self.name, done, total, note)
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Add a row to the curve, and show it to the callbacks."""
+        """Add an entry to the curve, and report it to the callbacks."""
         self.curve.append(entry)
         self.show(entry)
 
     def show(self, entry: dict[str, Any]) -> None:
-        """Show a row of the curve to the callbacks."""
+        """Report an entry of the curve to the callbacks."""
         for callback in self.callbacks if self.leads else ():
             callback.on_log(self.name, entry)
 
     @property
     def observer(self) -> Observer | None:
-        """The callback that looks at the student on its way, if there is one."""
+        """The callback that measures the student during the run, if there is one."""
         return next((c for c in self.callbacks if isinstance(c, Observer)), None)
