@@ -64,6 +64,6 @@ def test_statistics_of_the_bank_at_the_end() -> None:
 
 
 def test_a_part_of_the_clients_can_be_asked_of_client_models_only() -> None:
-    with pytest.raises(OneRoundError, match="the teacher is another one") as caught:
+    with pytest.raises(OneRoundError, match="this teacher has none to sample") as caught:
         train(Stage("distillation"), asked=1)
     assert "asked=0" in caught.value.remedy

@@ -1,1 +1,1 @@
-"""The parts of a method: synthesis, adaptation, the student and its training."""
+"""Building blocks of methods: image synthesis, noise adaptation, the student and its training."""

@@ -1,4 +1,4 @@
-"""Noise-adapted client models: copies whose BatchNorm normalizes by noise."""
+"""Noise-adapted client models: copies whose BatchNorm layers normalize by structure noise."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from oneround.schema import Strict
 
 
 class AdaptationOptions(Strict):
-    """How noise-adapted client models are made.
+    """Options of noise-adapted client models.
 
     Attributes:
-        statistics: ``batch``: the statistics of whatever batch comes (FedISCA's code in
-            effect); ``running``: BatchNorm's running statistics are updated on noise, then fixed.
-        batches: for ``running``: noise batches to pass over.
-        batch_size: images in each.
-        momentum: of the update; after n batches (1 − momentum)ⁿ of the original statistics is
-            left. ``0``: replace them by the mean over all batches.
+        statistics: BatchNorm statistics of the noise-adapted client models. ``batch``: those of
+            each batch that they see, as in effect in FedISCA's code; ``running``: running
+            statistics, updated on structure noise and then fixed.
+        batches: Batches of structure noise, if ``statistics`` is ``running``.
+        batch_size: Images in each batch of structure noise.
+        momentum: Weight of each batch in the running statistics, in [0, 1]: after n batches
+            (1 − momentum)ⁿ of the original statistics is left. 0: the mean over all batches.
     """
 
     statistics: Literal["batch", "running"] = "batch"
@@ -41,9 +42,15 @@ class AdaptationOptions(Strict):
 def adapt_to_noise(
     ensemble: Ensemble, noise: StructureNoise, options: AdaptationOptions, stage: Stage
 ) -> Ensemble:
-    """Copies of the client models whose BatchNorm statistics come from structure noise.
+    """Noise-adapted copies of the client models: BatchNorm statistics come from structure noise.
 
-    Weights do not change. Kang et al. 2025: the copies teach where samples are noisy.
+    Weights do not change. The copies teach on noisy samples (Kang et al. 2025).
+
+    Args:
+        ensemble: The client models, on the device of ``stage.fabric``.
+        noise: Structure noise of the study's image size.
+        options: See :class:`AdaptationOptions`.
+        stage: The stage that seeds and measures the work.
 
     Raises:
         OneRoundError: a client model has no BatchNorm layer.
@@ -68,9 +75,12 @@ def adapt_to_noise(
 
 
 def with_batch_statistics(ensemble: Ensemble) -> Ensemble:
-    """Copies of the client models that normalize every batch by its own statistics.
+    """Copies of the client models that normalize each batch by its own statistics.
 
-    This is what FedISCA's noise-adapted client models come to: they stay in training mode.
+    This is the effect of FedISCA's code, whose noise-adapted client models stay in training mode.
+
+    Raises:
+        OneRoundError: a client model has no BatchNorm layer.
     """
     adapted = copy.deepcopy(ensemble)
     for model, client in zip(adapted.models, adapted.clients, strict=True):

@@ -1,5 +1,5 @@
-"""What methods share that synthesize and distill in turn, epoch by epoch: ADI, DAFL, DENSE,
-Co-Boosting and FedISCA."""
+"""Options and loop of the methods that alternate synthesis and distillation, epoch by epoch: ADI,
+DAFL, DENSE, Co-Boosting and FedISCA."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from oneround.study import Augmentation
 
 
 class EpochOptions(Strict):
-    """What every one of these methods can choose.
+    """Options that all of these methods have.
 
     Attributes:
-        rule: How the outputs of the client models become one; ``auto``: ``class-counts`` if
-            all sites share theirs, else ``probabilities``.
-        epochs: Rounds of synthesis and distillation.
+        rule: Rule that combines the outputs of the client models; ``auto``: ``class-counts`` if
+            all sites share their class counts, else ``probabilities``.
+        epochs: Epochs, each with synthesis and distillation.
         batch_size: Images in each step of the student.
         checkpoint_every: Epochs between checkpoints.
-        distillation: The student.
+        distillation: Options of the student.
     """
 
     rule: Rule = "auto"
@@ -37,13 +37,13 @@ class EpochOptions(Strict):
 
 
 class PoolOptions(EpochOptions):
-    """What those of them can choose that keep their images in a pool.
+    """Options of the methods that keep their images in a pool.
 
     Attributes:
-        synthesis_batch_size: Images that each epoch adds.
-        bn_weight: Weight of the distance to BatchNorm statistics; 0 where a client model has no
-            BatchNorm.
-        augment: Random changes of every image from the pool.
+        synthesis_batch_size: Images that each epoch adds to the pool.
+        bn_weight: Weight of the distance to the BatchNorm statistics; set 0 if a client model has
+            no BatchNorm.
+        augment: Random changes of each image from the pool.
     """
 
     synthesis_batch_size: int = Field(default=64, ge=2)
@@ -52,18 +52,18 @@ class PoolOptions(EpochOptions):
 
 
 class Epochs:
-    """The stage of such a method: a student, its learner, and the loop over epochs.
+    """The distillation stage of such a method: a student, its learner, and the loop over epochs.
 
-    Iterating gives the number of every epoch that is still to be done, and the generator of its
-    random numbers; a run that was interrupted continues after the last epoch that was kept.
+    Iterating yields the number of each remaining epoch, from 1, and the generator of its random
+    numbers; an interrupted run continues after its last checkpoint.
 
     Args:
         ensemble: The client models.
         run: The run; its stage is called ``distillation``.
         distillation: Options of the student.
-        epochs: How many there are.
+        epochs: Number of epochs.
         keep_every: Epochs between checkpoints.
-        parts: What a checkpoint holds beside the student.
+        parts: Objects whose state a checkpoint holds beside the student's, by name.
     """
 
     def __init__(
@@ -88,5 +88,5 @@ class Epochs:
             yield epoch, self.stage.generator(epoch)
 
     def result(self) -> Model:
-        """The last state of the student."""
+        """The student in its last state, as the global model."""
         return Model(self._student.cpu().eval(), self.task, (self._architecture,))

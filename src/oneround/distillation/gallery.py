@@ -1,4 +1,4 @@
-"""Pictures of what the networks saw, for the report."""
+"""Example images of a run for its report: bank images, structure noise and their mixtures."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from oneround.files import write_atomic
 from oneround.runs.run import Run
 from oneround.study import ImageSpec
 
-PER_KIND = 8  #: pictures of each class and of each noise family
+PER_KIND = 8  #: images of each class and of each noise family
 
 
 @dataclass(frozen=True)
 class NoisePictures:
-    """Structure noise, and mixtures with it, as a method shows them.
+    """Examples of structure noise and of pseudo intermediate samples.
 
     Attributes:
-        noise: (N, C, H, W) network input.
-        families: (N,) ``int64``, indices into ``names``.
-        names: Noise families.
-        mixed: (M, C, H, W) network input, pseudo intermediate samples.
-        weight: (M,), λ of each: the share of the bank image.
-        mix: What the student's samples are mixed with; noise is shown where it is not used, too.
+        noise: Structure noise as network input, (N, C, H, W).
+        families: Family of each noise image as an index into ``names``, (N,) ``int64``.
+        names: Names of the noise families.
+        mixed: Pseudo intermediate samples as network input, (M, C, H, W).
+        weight: Share λ of the bank image in each of them, (M,) in [0, 1].
+        mix: ``noise``, ``bank`` or ``none``: what bank images are mixed with in this run. The
+            examples are there also if the run does not use noise.
     """
 
     noise: torch.Tensor
@@ -40,13 +41,19 @@ class NoisePictures:
 def write_gallery(
     run: Run, image: ImageSpec, bank: ImageBank, noise: NoisePictures | None = None
 ) -> None:
-    """Write ``RUN/gallery.safetensors``: some bank images and, where a method has them, structure
-    noise and mixtures of the two. Nothing is written where a run has no folder.
+    """Write ``RUN/gallery.safetensors``: examples of bank images and, if the method has them, of
+    structure noise and pseudo intermediate samples. Without a RUN folder, nothing is written.
 
-    Tensors ``bank``, ``noise`` and ``mixed`` are (N, C, H, W) ``uint8``; ``bank_targets`` and
-    ``noise_families`` (N,) ``int64``; ``mixed_lambda`` (N,) ``float32``. The metadata entry
-    ``about`` is JSON: ``noise_families``, their names, and ``mix``, what the student's samples
-    are mixed with.
+    The tensors ``bank``, ``noise`` and ``mixed`` are (N, C, H, W) ``uint8`` in [0, 255];
+    ``bank_targets`` and ``noise_families`` are (N,) ``int64``; ``mixed_lambda`` is (N,)
+    ``float32`` in [0, 1]. The metadata entry ``about`` is JSON with ``noise_families``, their
+    names, and ``mix``, what bank images are mixed with.
+
+    Args:
+        run: The run.
+        image: Normalization of the images.
+        bank: The image bank.
+        noise: Examples with structure noise, if the method has them.
     """
     if run.path is None or not run.leads:
         return

@@ -1,4 +1,4 @@
-"""The student: where it starts, and one step of distillation (Hinton et al. 2015)."""
+"""The student: its start, and one step of knowledge distillation (Hinton et al. 2015)."""
 
 from __future__ import annotations
 
@@ -25,31 +25,34 @@ from oneround.schema import Strict
 from oneround.study import ArchitectureSpec, Task
 
 STARTS = ("auto", "corrected", "scratch", "average")
-"""What a student may start from besides a model file: the client models at hand, or nothing."""
+"""Starts of a student other than a model file."""
 
 NEAR = 0.25
-"""Of sites whose logarithms of class counts differ by less (about a quarter more or fewer images),
-the training losses are compared."""
+"""Difference of log class counts (about a quarter more or fewer images) below which two sites
+count as having equally many images, so that their training losses are compared."""
 
 
 class StudentOptions(Strict):
-    """Where the student starts and how it learns.
+    """Options of the student: its architecture, its start and its optimizer.
 
     Attributes:
-        optimizer: ``sgd`` with Nesterov momentum, or ``adam`` with betas (0.9, 0.999).
-        learning_rate: peak rate.
-        momentum: of SGD.
-        weight_decay: of both.
-        schedule: learning rate over the steps; ``step``: ten times less from half, and again
-            from three quarters of them.
-        temperature: T.
-        student: its architecture; by default that of the client model that ``start`` names.
-        start: ``auto``: among the client models of the student's architecture the one with the
-            most images in every class (the largest geometric mean of its class counts, taken as
-            equal where they are withheld), of several sites with as many images of every class the
-            one with the smallest training loss; from scratch if there is none; ``corrected``: the
-            same with the class mix of its site taken out; ``scratch``; ``average``: the client
-            models averaged; or a model file.
+        optimizer: Optimizer of the student: ``sgd`` with Nesterov momentum, or ``adam`` with
+            betas (0.9, 0.999).
+        learning_rate: Peak learning rate of the student.
+        momentum: Momentum of SGD, in [0, 1).
+        weight_decay: Weight decay of SGD or Adam.
+        schedule: Learning rate over the steps; ``step``: a tenth of the peak from half of the
+            steps on, a hundredth from three quarters on.
+        temperature: Temperature T of the distillation loss.
+        student: Architecture of the student; by default that of the client model that it starts
+            from.
+        start: Initial weights of the student. ``auto``: the client model, of the student's
+            architecture, whose site has the most images of every class (the largest geometric
+            mean of its class counts, taken as equal if they are withheld); of sites with about
+            equally many images of every class, the one with the smallest training loss; from
+            scratch if no client model has this architecture. ``corrected``: the same client
+            model, corrected for the class mix of its site. ``scratch``: random weights.
+            ``average``: the average of the client models. Or the path of a model file.
     """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -67,8 +70,14 @@ def new_student(
 ) -> tuple[nn.Module, ArchitectureSpec]:
     """The student before training, and its architecture.
 
+    Args:
+        ensemble: The client models.
+        options: Architecture and start of the student.
+        stage: The stage that seeds a start from scratch.
+
     Raises:
-        OneRoundError: the model file to start from cannot be read, or is of another architecture.
+        OneRoundError: the model file to start from cannot be read or has another architecture,
+            or the client models cannot be averaged.
     """
     task = ensemble.task
     clients = prior_corrected(ensemble) if options.start == "corrected" else ensemble
@@ -96,13 +105,19 @@ def new_student(
 def broadest_client(
     ensemble: Ensemble, architecture: ArchitectureSpec | None = None
 ) -> Client | None:
-    """Of the client models of an architecture the one that has seen most of every class; ``None``
-    if there is none.
+    """The client model whose site has the most images of every class.
 
-    That is the largest mean logarithm of its class counts, or, where a site withholds them, of equal
-    shares of its images. Of the sites whose logarithms differ from its own by less than
-    :data:`NEAR` in every class, it is the one with the smallest training loss, which says something
-    where sites had the same task.
+    That is the largest mean of log(1 + class count); for a site that withholds its class counts,
+    equal shares of its images are assumed. Among the sites whose logarithms differ from those of
+    this one by less than :data:`NEAR` in every class, it is the client model with the smallest
+    training loss, since losses can be compared if the sites had the same task.
+
+    Args:
+        ensemble: The client models.
+        architecture: Architecture to choose from; ``None``: any.
+
+    Returns:
+        The client model; ``None`` if none has the architecture.
     """
     classes = len(ensemble.task.classes)
 
@@ -125,8 +140,8 @@ def broadest_client(
 
 
 Teacher = Callable[[torch.Tensor], torch.Tensor]
-"""From network input, (B, C, H, W), to log-probabilities, (B, classes); or of S teachers at once,
-(S, B, classes). An :class:`~oneround.models.ensemble.Ensemble` is one."""
+"""Any callable from network input, (B, C, H, W), to log-probabilities, (B, classes), or to those of
+S teachers, (S, B, classes); such as an :class:`~oneround.models.ensemble.Ensemble`."""
 
 
 def kd_loss(
@@ -135,17 +150,17 @@ def kd_loss(
     temperature: float,
     weight: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """weight·T²·KL(p ‖ q), the mean over the batch (Hinton et al., 2015).
+    """Distillation loss weight·T²·KL(p ‖ q), mean over the batch (Hinton et al., 2015).
 
     Args:
-        student: Logits, (B, classes); q is their softmax at temperature T.
-        teacher: Log-probabilities at temperature 1, (B, classes), softened to p; or those of S
-            teachers, (S, B, classes).
-        temperature: T.
-        weight: Of every sample, (B,), or of every sample for each teacher, (S, B).
+        student: Logits of the student, (B, classes); q is their softmax at temperature T.
+        teacher: Log-probabilities of the teacher at temperature 1, (B, classes), which are
+            softened to p; or those of S teachers, (S, B, classes).
+        temperature: Temperature T, above 0.
+        weight: Weight of each sample, (B,), or of each sample for each teacher, (S, B).
 
     Returns:
-        A number; of S teachers, (S,): one for each.
+        A scalar; with S teachers, one loss for each, (S,).
     """
     log_q = (student / temperature).log_softmax(-1)
     log_p = (teacher / temperature).log_softmax(-1)
@@ -154,12 +169,17 @@ def kd_loss(
 
 
 class Learner:
-    """A student with its optimizer, in training mode; it is taught batch by batch.
+    """A student in training mode with its optimizer.
+
+    Args:
+        student: The network; changed in place.
+        options: See :class:`StudentOptions`.
+        stage: Device, precision and processes.
 
     Attributes:
-        student: the network; changed in place.
-        model: the same, as the device layer calls it.
-        parts: what a checkpoint must hold.
+        student: The network.
+        model: The same network, wrapped for its device, precision and processes.
+        parts: Objects whose state a checkpoint must hold, by name.
     """
 
     def __init__(self, student: nn.Module, options: StudentOptions, stage: Stage) -> None:
@@ -190,17 +210,20 @@ class Learner:
         teacher: Teacher,
         change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> dict[str, float]:
-        """A step on each of ``count`` ``batches``, until the loop is over.
+        """Take one step on each of ``count`` batches, until the loop is over.
 
         Args:
-            loop: its current step contains all of this.
-            batches: network input, (B, C, H, W) each, on any device.
-            count: how many they are.
-            teacher: says what each class of a batch deserves.
-            change: a last change of every batch, which is part of the cost.
+            loop: The loop whose current step contains all of these.
+            batches: Network input, (B, C, H, W) each, on any device.
+            count: Number of batches.
+            teacher: From a batch to log-probabilities, (B, classes).
+            change: A last change of each batch, which is part of the cost.
 
         Returns:
-            What is worth logging of the last step; nothing, if there was none.
+            Log entry of the last step, see :meth:`learn`; empty if no step was taken.
+
+        Raises:
+            OneRoundError: the loss is not finite.
         """
         entry: dict[str, float] = {}
         for number, batch in enumerate(batches):
@@ -218,8 +241,8 @@ class Learner:
 
     @contextmanager
     def judging(self) -> Iterator[nn.Module]:
-        """The student as it is, for images to be made against it: in eval mode, so that its
-        BatchNorm statistics stay, and without gradients of its weights."""
+        """The student in eval mode, so that its BatchNorm statistics stay, and without gradients of
+        its weights: for a synthesis loss that depends on it."""
         self.model.eval()
         self.student.requires_grad_(False)
         try:
@@ -236,19 +259,20 @@ class Learner:
         weight: torch.Tensor | float = 1.0,
         names: Sequence[str] = (),
     ) -> dict[str, float]:
-        """One step on :func:`kd_loss`; then an observer may look.
+        """Take one step on :func:`kd_loss`; then an observer may measure the student.
 
         Args:
-            loop: Gives the learning rate and meters the step.
-            x: Network input, (B, C, H, W); of several processes, each gives the part of the
-                batch that is its own (:meth:`oneround.runs.stage.Stage.mine`).
-            taught: What the teacher, or each of several, says of ``x``; see :func:`kd_loss`.
-            weight: Of the samples; see :func:`kd_loss`.
-            names: Of the teachers, if there are several; their terms of the loss are logged.
+            loop: The loop that sets the learning rate and measures the step.
+            x: Network input, (B, C, H, W); with several processes, this process's share of the
+                batch (:meth:`oneround.runs.stage.Stage.mine`).
+            taught: Log-probabilities of the teacher for ``x``, or of several; see
+                :func:`kd_loss`.
+            weight: Weight of each sample; see :func:`kd_loss`.
+            names: Names of the teachers, if there are several; their loss terms are logged.
 
         Returns:
-            What is worth logging: the loss, its terms by ``names``, the learning rate, and the
-            student's agreement with the first teacher, in [0, 1].
+            Log entry: the loss, its terms by ``names``, the learning rate, and the share of
+            samples on which student and first teacher agree, in [0, 1].
 
         Raises:
             OneRoundError: the loss is not finite.
@@ -276,7 +300,7 @@ class Learner:
 
 
 def _from_file(path: str, task: Task, architecture: ArchitectureSpec) -> nn.Module:
-    """Weights of a model file in a network of the student's architecture."""
+    """A network of the student's architecture with the weights of a model file."""
     student = models.build(architecture, task.image, len(task.classes))
     try:
         student.load_state_dict(load_model(path).network.state_dict())

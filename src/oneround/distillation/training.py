@@ -1,7 +1,8 @@
-"""Distillation on an image bank: batches that are taught once, and a student that learns from them.
+"""Distillation on an image bank: the teacher labels each batch once, the student learns from it.
 
-Nothing here knows of one method: a sampler makes samples and their weights, a teacher says what
-it thinks of them, and the student takes steps on :func:`oneround.distillation.student.kd_loss`.
+Independent of the method: a sampler returns samples and their weights, a teacher returns its
+log-probabilities for them, and the student takes steps on
+:func:`oneround.distillation.student.kd_loss`.
 """
 
 from __future__ import annotations
@@ -25,26 +26,27 @@ from oneround.runs.stage import Stage
 from oneround.study import Augmentation
 
 Sampler = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
-"""``sampler(count, generator)``: samples, (count, C, H, W) network input, and their weights,
-(count,), or those for each of S teachers, (S, count)."""
+"""``sampler(count, generator)`` returns samples as network input, (count, C, H, W), and their
+weights, (count,), or their weights for each of S teachers, (S, count)."""
 
 
 class DistillationOptions(StudentOptions):
-    """How the student is trained on an image bank.
+    """Options of a student that is trained on an image bank.
 
     Attributes:
-        steps: Optimization steps.
-        batch_size: Samples in each step.
-        batches: Different batches, each taught once and used again and again, which saves most
-            of the teachers' work; 0: a fresh one in every step.
-        asked: Client models that teach a batch, sampled for each batch; 0: all. It makes the cost
-            of a step independent of the number of sites.
-        augment: Random changes of every bank image.
-        average: Decay of the exponential average of the student's weights; 0: the last state.
-        batch_norm: BatchNorm statistics of the student. ``frozen``: those it starts with, which a
-            warm start has from real images; ``train``: running statistics of the samples;
-            ``recalibrated``: the same, and at the end those of the bank images alone, which ruins
-            a student that has learned from mixtures; ``auto``: ``train`` where the samples are
+        steps: Optimization steps of the student.
+        batch_size: Samples in each step of the student.
+        batches: Different batches, each labeled once by the teacher and used again and again,
+            which saves most of the teacher's work; 0: a new batch in every step.
+        asked: Client models that label a batch, sampled for each batch, so that the cost of a
+            step does not depend on the number of sites; 0: all.
+        augment: Random changes of each bank image.
+        average: Decay of the exponential moving average of the student's weights, in [0, 1); 0:
+            the last state.
+        batch_norm: BatchNorm statistics of the student. ``frozen``: those it starts with, which
+            at a warm start come from real images; ``train``: running statistics of the samples;
+            ``recalibrated``: the same and, at the end, those of the bank images alone, which
+            ruins a student that has learned from mixtures; ``auto``: ``train`` if the samples are
             mixtures, else ``recalibrated``.
         checkpoint_every: Steps between checkpoints.
     """
@@ -71,22 +73,32 @@ def bank_samples(bank: ImageBank, kinds: Sequence[Augmentation]) -> Sampler:
 
 @runtime_checkable
 class ClientTeacher(Protocol):
-    """A teacher of several client models, of which a random part can be asked."""
+    """A teacher of several client models, of which a random subset can be asked."""
 
     clients: tuple[Client, ...]
 
     def __call__(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
-        """Log-probabilities of all client models, or of those that are asked."""
+        """Log-probabilities, as of any teacher, from all client models or those ``asked``."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[int, ...] | None:
-        """``count`` different clients at random; ``None``, which is all of them, for 0."""
+        """Indices of ``count`` different clients, sampled at random; ``None``, which means all, if
+        ``count`` is 0."""
 
 
 class Lessons:
-    """Batches of samples with what the teacher says of them.
+    """Batches of samples with the teacher's log-probabilities for them.
+
+    Args:
+        sampler: Source of samples and their weights.
+        teacher: Any :data:`~oneround.distillation.student.Teacher`.
+        options: See :class:`DistillationOptions`.
+        stage: The stage that seeds the batches.
 
     Attributes:
-        taught: Log-probabilities for every batch that was taught already, by its number.
+        taught: Log-probabilities for each batch that was labeled already, by its number.
+
+    Raises:
+        OneRoundError: ``options.asked`` is not 0 and the teacher is not a :class:`ClientTeacher`.
     """
 
     def __init__(
@@ -94,14 +106,14 @@ class Lessons:
     ) -> None:
         if options.asked and not isinstance(teacher, ClientTeacher):
             raise OneRoundError(
-                "a part of the client models is asked, and the teacher is another one.",
+                "distillation.asked samples client models, and this teacher has none to sample.",
                 remedy="Set distillation.asked=0.",
             )
         self.sampler, self.teacher, self.options, self.stage = sampler, teacher, options, stage
         self.taught: dict[int, torch.Tensor] = {}
 
     def number(self, step: int) -> int:
-        """Which batch comes at ``step`` (from 1): all of them in each round, in random order."""
+        """Number of the batch at ``step`` (from 1): each once per round, in random order."""
         batches = self.options.batches
         if not batches:
             return step
@@ -110,7 +122,7 @@ class Lessons:
         return int(order[place])
 
     def kind(self, number: int) -> tuple[str, ...]:
-        """What :meth:`batch` costs: the networks that it asks; none, if it was taught already."""
+        """Kind of work of :meth:`batch`, for the meter: the networks that label the batch."""
         if number in self.taught:
             return ("known",)
         asked = self._asked(number)
@@ -119,7 +131,8 @@ class Lessons:
         return tuple(sorted(str(self.teacher.clients[k].architecture) for k in asked))
 
     def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Samples, their weights, and what the teacher says of them."""
+        """Samples, their weights and the teacher's log-probabilities; see :data:`Sampler` and
+        :data:`~oneround.distillation.student.Teacher` for the shapes."""
         stage = self.stage
         x, weight = self.sampler(self.options.batch_size, stage.generator(number))
         x = stage.fabric.to_device(stage.mine(x))
@@ -143,11 +156,11 @@ class Lessons:
         return self.teacher(x, asked)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was taught; of several processes each knows its part alone, and asks again."""
+        """Labels so far; empty with several processes, of which each has only its share."""
         return {"taught": self.taught if self.stage.fabric.world_size == 1 else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore the state that :meth:`state_dict` returned."""
         if self.stage.fabric.world_size == 1:
             self.taught = self.stage.fabric.to_device(state["taught"])
 
@@ -162,17 +175,17 @@ def train_student(
     names: Sequence[str] = (),
     recalibrate_on: ImageBank | None = None,
 ) -> nn.Module:
-    """Train ``student``; its last (or averaged) state is the result, nothing is selected.
+    """Train ``student``; the result is its last or averaged state, and nothing is selected.
 
     Args:
         teacher: Any callable from a batch to log-probabilities, such as ``ensemble.folded()``.
-        sampler: Makes the samples.
+        sampler: Source of samples and their weights.
         student: A network of any architecture; changed in place.
         options: See :class:`DistillationOptions`.
-        stage: Keeps a checkpoint every ``options.checkpoint_every`` steps.
-        names: Of several teachers, for the log.
-        recalibrate_on: Bank whose images give the BatchNorm statistics at the end; ``None``:
-            those of the samples stay.
+        stage: The stage; it keeps a checkpoint every ``options.checkpoint_every`` steps.
+        names: Names of the teachers in the log, if there are several.
+        recalibrate_on: Image bank whose images give the final BatchNorm statistics; ``None``:
+            the statistics of the samples stay.
 
     Returns:
         The student in eval mode, on the CPU.
@@ -212,5 +225,10 @@ def train_student(
 
 
 def recalibrates(options: DistillationOptions, *, mixtures: bool) -> bool:
-    """Whether BatchNorm statistics are those of bank images at the end."""
+    """Whether the final BatchNorm statistics of the student are those of the bank images.
+
+    Args:
+        options: See :class:`DistillationOptions`.
+        mixtures: Whether the samples are mixtures with other images.
+    """
     return options.batch_norm == "recalibrated" or (options.batch_norm == "auto" and not mixtures)

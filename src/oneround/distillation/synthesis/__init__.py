@@ -1,4 +1,4 @@
-"""Image synthesis: images from client models, kept in a bank."""
+"""Image synthesis: images made from client models alone, kept in an image bank."""
 
 from oneround.distillation.synthesis.bank import ImageBank
 from oneround.distillation.synthesis.inversion import InversionOptions, synthesize

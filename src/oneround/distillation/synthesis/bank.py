@@ -1,5 +1,5 @@
-"""Synthesized images with their targets, used again and again: a bank that is made once and lies
-on disk, or a pool that grows while the student learns and lies in its checkpoint."""
+"""Synthesized images with their targets, kept and used again: an image bank, made once and kept on
+disk, or a pool that grows while the student learns and is kept in its checkpoint."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from oneround.files import write_atomic
 
 @dataclass(frozen=True)
 class ImageBank:
-    """Synthesized images.
+    """Synthesized images with their targets, made once.
 
     Attributes:
-        images: (N, C, H, W) network input, ``float16``.
-        targets: (N,) ``int64``, the class each image was made for.
-        progress: (N,) step/steps at which the image was taken from its trajectory; 1: the end.
+        images: Network input, (N, C, H, W) ``float16``.
+        targets: Class that each image was made for, (N,) ``int64``.
+        progress: Point of its trajectory, step/steps, at which each image was taken, (N,) in
+            (0, 1]; 1: the end.
     """
 
     images: torch.Tensor
@@ -32,17 +33,17 @@ class ImageBank:
         return len(self.targets)
 
     def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """``count`` images drawn with replacement, (count, C, H, W) ``float32``."""
+        """``count`` images sampled with replacement, (count, C, H, W) ``float32``."""
         return self.images[torch.randint(len(self), (count,), generator=generator)].float()
 
     def finished(self) -> ImageBank:
-        """Only the images at the end of their trajectories."""
+        """The images at the end of their trajectories."""
         end = self.progress == 1
         return ImageBank(self.images[end], self.targets[end], self.progress[end])
 
     @staticmethod
     def join(shards: list[ImageBank]) -> ImageBank:
-        """One bank of several."""
+        """Several banks as one."""
         return ImageBank(
             torch.cat([shard.images for shard in shards]),
             torch.cat([shard.targets for shard in shards]),
@@ -55,16 +56,16 @@ class ImageBank:
 
     @staticmethod
     def read(path: Path) -> ImageBank:
-        """Read what :meth:`write` wrote."""
+        """Read a file of :meth:`write`."""
         return ImageBank(**load(path.read_bytes()))
 
 
 class Pool:
-    """Synthesized images that grow in number; a part of a checkpoint.
+    """Synthesized images that grow in number, as part of a checkpoint.
 
     Attributes:
-        images: (N, C, H, W) network input, ``float16``, on the CPU.
-        targets: (N,) ``int64``, the class each image was made for.
+        images: Network input, (N, C, H, W) ``float16``, on the CPU.
+        targets: Class that each image was made for, (N,) ``int64``.
     """
 
     def __init__(self) -> None:
@@ -75,7 +76,7 @@ class Pool:
         return len(self.targets)
 
     def add(self, images: torch.Tensor, targets: torch.Tensor) -> None:
-        """Take in further images, (B, C, H, W), with their targets, (B,)."""
+        """Add images, (B, C, H, W), with their targets, (B,)."""
         images, targets = images.detach().half().cpu().contiguous(), targets.cpu()
         self.images = torch.cat([self.images, images]) if len(self) else images
         self.targets = torch.cat([self.targets, targets])
@@ -83,13 +84,17 @@ class Pool:
     def batches(
         self, size: int, generator: torch.Generator, count: int | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Shuffled batches of equal size: ``float32`` images and their targets.
+        """Shuffled batches of equal size.
 
         Args:
-            size: of a batch; all images if there are fewer. What is left of a pass is left out.
-            generator: of the order.
-            count: how many batches of a pool that is not empty, in as many passes as they take;
-                by default one pass.
+            size: Images in each batch; if the pool has fewer, all of them. Images at the end of a
+                pass that do not fill a batch are left out.
+            generator: Source of the random order.
+            count: Number of batches, in as many passes as they take, of a pool that is not empty;
+                ``None``: one pass.
+
+        Yields:
+            Images, (B, C, H, W) ``float32``, and their targets, (B,) ``int64``.
         """
         per_pass = self.batches_in_pass(size)
         for number in range(per_pass if count is None else count):
@@ -100,7 +105,7 @@ class Pool:
             yield self.images[chosen].float(), self.targets[chosen]
 
     def batches_in_pass(self, size: int) -> int:
-        """How many batches of ``size`` one pass has."""
+        """Number of batches of ``size`` in one pass."""
         return max(1, len(self) // size) if len(self) else 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,5 +113,5 @@ class Pool:
         return {"images": self.images, "targets": self.targets}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore the state that :meth:`state_dict` returned."""
         self.images, self.targets = state["images"], state["targets"]

@@ -1,7 +1,7 @@
-"""Images from a generator network, as in DAFL, DENSE and Co-Boosting, and terms of their losses.
+"""Images from a generator network, as in DAFL, DENSE and Co-Boosting, and terms of its loss.
 
-A generator is a few layers from random numbers z to images; it is fitted to what client models
-(and the student) say of its images.
+A generator has a few layers from random numbers z to images; it is fitted to the outputs of the
+client models, and of the student, for its images.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from oneround.study import ImageSpec
 
 
 class GeneratorOptions(Strict):
-    """The generator, and how it is fitted for each batch of images.
+    """Options of the generator and of its fit for each batch of images.
 
     Attributes:
-        latent: numbers that one image is made from.
-        width: channels before the last layer; twice as many in the layers before.
-        steps: T_G, optimization steps for each batch of images.
-        learning_rate: of Adam, with betas (0.5, 0.999).
+        latent: Random numbers that each image is made from.
+        width: Channels before the last layer of the generator; twice as many in earlier layers.
+        steps: Optimization steps of the generator for each batch of images, T_G in the papers.
+        learning_rate: Learning rate of Adam on the generator, with betas (0.5, 0.999).
     """
 
     latent: int = Field(default=256, ge=1)
@@ -41,21 +41,21 @@ class GeneratorOptions(Strict):
 
 
 class Generator(nn.Module):
-    """From z (B, ``latent``) to network input (B, C, H, W) of any height and width.
+    """Generator network from z, (B, ``latent``), to network input, (B, C, H, W), of any size.
 
-    A linear layer, and at least two times: doubling of the sides, convolution, BatchNorm. Up to
-    64 pixels this is the network that the three papers share in their code. Larger images take
-    further doublings, so that the linear layer stays small; sides that are not a multiple of 4
-    are rounded up on the way.
+    A linear layer, followed at least twice by doubling of the sides, convolution and BatchNorm.
+    Up to 64 pixels this is the network in the public code of all three papers. Larger images need
+    more doublings, so that the linear layer stays small; sides that are not a multiple of 4 are
+    rounded up at intermediate sizes.
 
     Args:
-        image: shape and range of the images.
-        latent: see :class:`GeneratorOptions`.
-        width: the same.
-        output: ``sigmoid``: pixels in [0, 1] that are then normalized, with all weights drawn
+        image: Shape and normalization of the images.
+        latent: See :class:`GeneratorOptions`.
+        width: See :class:`GeneratorOptions`.
+        output: ``sigmoid``: pixels in [0, 1] that are then normalized, and initial weights sampled
             from N(0, 0.02²) (DENSE, Co-Boosting); ``tanh``: scaled by a BatchNorm without
-            parameters to mean 0 and variance 1 in every channel (DAFL).
-        seed: of the weights.
+            parameters to mean 0 and variance 1 in each channel (DAFL).
+        seed: Seed of the initial weights.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Generator(nn.Module):
         to_fast_layout(self)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Images, as networks see them."""
+        """Images as network input, (B, C, H, W), from z, (B, ``latent``)."""
         x = self.norm(self.start(z).view(len(z), -1, *self.sizes[0]))
         for size, block in zip(self.sizes[1:], self.blocks, strict=True):
             x = block(nn.functional.interpolate(x, size))
@@ -119,18 +119,18 @@ def fit_images(
     options: GeneratorOptions,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """A batch of images of a new generator, fitted together with the z of every image.
+    """A batch of images from a new generator, fitted together with the z of each image.
 
     Args:
-        loop: meters every step; no further step is made when it is over.
-        image: shape and range of the images.
-        count: how many.
-        judge: from images to the terms of their loss.
-        options: see :class:`GeneratorOptions`.
-        generator: of all random numbers.
+        loop: The loop that measures each step; fitting stops when the loop is over.
+        image: Shape and normalization of the images.
+        count: Number of images.
+        judge: From images, (count, C, H, W), to the terms of their loss, by name.
+        options: See :class:`GeneratorOptions`.
+        generator: Source of randomness, on the CPU.
 
     Returns:
-        The images of the lowest loss, (count, C, H, W), and the terms of it.
+        The images of the step with the lowest loss, (count, C, H, W), and the terms of that loss.
     """
     fabric, seed = loop.stage.fabric, int(torch.randint(2**62, (), generator=generator))
     network = Generator(image, options.latent, options.width, "sigmoid", seed).to(fabric.device)
@@ -157,20 +157,20 @@ def fit_images(
 def adversarial_term(
     log_p: torch.Tensor, student: torch.Tensor, temperature: float, *, boundary: bool = False
 ) -> torch.Tensor:
-    """−1/B Σ_i m_i·T²·KL(p_i ‖ q_i): falls where the student does not say what the ensemble says.
+    """−1/B Σ_i m_i·T²·KL(p_i ‖ q_i), a scalar that is low where student and ensemble disagree.
 
     Args:
-        log_p: log-probabilities of the ensemble at temperature 1, (B, classes).
-        student: logits, (B, classes).
-        temperature: T; both are softened by it.
-        boundary: whether m_i is 1 only where the two decide for different classes, so that
-            images come to lie between their decision boundaries (DENSE); else it is 1.
+        log_p: Log-probabilities of the ensemble at temperature 1, (B, classes).
+        student: Logits of the student, (B, classes).
+        temperature: Temperature T that softens both, above 0.
+        boundary: Whether m_i is 1 only for images that the two assign to different classes, so
+            that images move between their decision boundaries (DENSE); otherwise m_i is 1.
     """
     mask = log_p.argmax(1) != student.argmax(1) if boundary else torch.ones_like(log_p[:, 0])
     return -kd_loss(student, log_p, temperature, mask.float())
 
 
 def batch_norm_term(watched: Ensemble) -> torch.Tensor:
-    """1/K Σ_k Σ_l (‖μ_l(x̂) − μ_kl‖₂ + ‖σ²_l(x̂) − σ²_kl‖₂) of the last images that the client
-    models of ``watched`` saw, see :func:`oneround.distillation.synthesis.statistics.watch`."""
+    """1/K Σ_k Σ_l (‖μ_l(x̂) − μ_kl‖₂ + ‖σ²_l(x̂) − σ²_kl‖₂), a scalar, for the last input x̂ of the
+    client models of ``watched``; see :func:`oneround.distillation.synthesis.statistics.watch`."""
     return statistics_distance(watched, "sum") / len(watched.clients)

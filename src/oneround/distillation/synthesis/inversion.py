@@ -1,4 +1,4 @@
-"""Model inversion: images that the client models would take for their training images.
+"""Model inversion: images that match the classes and BatchNorm statistics of client models.
 
 DeepInversion (Yin et al., CVPR 2020) with an ensemble in place of the one teacher. All clients
 ``together``, as in FedISCA (Kang et al., MICCAI 2023) and Kang et al. 2025:
@@ -11,10 +11,10 @@ Or ``in-turn``, which is ours: each batch belongs to one client k,
     L_k(x̂) = CE(f_k(x̂), y) + Σ_j w_jy·CE(f_j(x̂), y)
              + α_TV·TV(x̂) + α_BN·Σ_l (‖μ_l(x̂) − μ_kl‖₂ + ‖σ²_l(x̂) − σ²_kl‖₂)
 
-with its targets y in the class mix of client k, which is what its statistics describe: those of
-sites with different class mixes contradict each other. The companions j are drawn anew at every
-step; w_jy is what j has of class y, as a share of what the site with most of it has. Features
-that only one network takes for a class do not survive its companions.
+with targets y in the class mix of client k, which its statistics describe; the statistics of sites
+with different class mixes contradict each other. The companions j are sampled again at every
+step; w_jy is the number of images of class y at site j, divided by that of the site with the most.
+Features that only one network takes for a class do not survive its companions.
 """
 
 from __future__ import annotations
@@ -38,30 +38,36 @@ from oneround.runs.stage import Stage
 from oneround.schema import Strict
 
 Competitor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From images and the ensemble's log-probabilities of them to a term of the loss."""
+"""From images, (B, C, H, W), and the ensemble's log-probabilities for them, (B, classes), to a
+further term of the loss, a scalar."""
 
 
 class InversionOptions(Strict):
-    """How images are synthesized.
+    """Options of image synthesis by model inversion.
 
     Attributes:
-        images: how many trajectories; the bank holds ``len(snapshots)`` images of each.
-        batch_size: at most so many images are made together, and share one BatchNorm term.
-        clients: whether a batch is made from all client models ``together`` or from one of
-            them, ``in-turn``.
-        asked: for ``together``: client models that judge each step, drawn anew; 0: all. Their
-            BatchNorm terms count K/asked times, so that their sum over all K is estimated
-            without bias.
-        companions: for ``in-turn``: other clients whose cross-entropy counts in each step.
-        steps: optimization steps.
-        learning_rate: of Adam on the pixels, with betas (0.5, 0.9).
-        tv_weight: α_TV.
-        bn_weight: α_BN.
-        bn_reduction: ``sum``: the term as in the equation; ``mean``: divided by its number of
-            layers, so that α_BN means the same for any number and depth of client models.
-        jitter: largest random shift before each step, as a fraction of the image side.
-        snapshots: points of the trajectory (step/steps) at which images go into the bank; the
-            trajectory costs nothing more once it is walked. They rise, and the last is 1.
+        images: Number of trajectories from noise to image; the image bank holds
+            ``len(snapshots)`` images of each.
+        batch_size: Largest number of images that are optimized together and share one BatchNorm
+            term.
+        clients: Client models that a batch is made from: all ``together``, or one of them,
+            ``in-turn``.
+        asked: If ``clients`` is ``together``, client models whose loss counts in each step,
+            sampled again in each; 0: all K. With fewer than K, the BatchNorm terms count K/asked
+            times, which estimates their sum over all K without bias.
+        companions: If ``clients`` is ``in-turn``, other client models whose cross-entropy counts
+            in each step.
+        steps: Optimization steps of each image.
+        learning_rate: Learning rate of Adam on the pixels, with betas (0.5, 0.9).
+        tv_weight: Weight α_TV of the total variation.
+        bn_weight: Weight α_BN of the distance to the BatchNorm statistics; set 0 if a client
+            model has no BatchNorm.
+        bn_reduction: ``sum``: the distance is summed over layers and client models, as in the
+            equation; ``mean``: divided by the number of layers, so that α_BN means the same for
+            any number and depth of client models.
+        jitter: Largest random shift before each step, as a fraction of the image side.
+        snapshots: Points of the trajectory (step/steps, rising, the last is 1) at which images
+            go into the image bank, at no further cost.
     """
 
     images: int = Field(default=640, ge=1)
@@ -91,14 +97,15 @@ def synthesize(
     stage: Stage,
     kept: Kept = Kept(),  # noqa: B008 - it does not change
 ) -> ImageBank:
-    """Fill an image bank, shard by shard; shards that are on disk already are read, not made.
+    """Synthesize an image bank, shard by shard; shards that are on disk already are read.
 
     Args:
-        ensemble: the client models, on the device of ``stage.fabric``.
-        options: see :class:`InversionOptions`.
-        stage: its folder keeps ``000.safetensors``, ``000.json``, …: images and their log.
-        kept: shards of an earlier run, which lie in the folder already; then the turn comes to
-            the client models that are new, and to no others.
+        ensemble: The client models, on the device of ``stage.fabric``.
+        options: See :class:`InversionOptions`.
+        stage: The stage; its folder keeps ``000.safetensors``, ``000.json``, …: images and their
+            log.
+        kept: Shards of an earlier run that are in the folder already. With them, ``in-turn``
+            makes further images only from the client models that are new.
 
     Raises:
         OneRoundError: a client model has no BatchNorm layer and ``bn_weight`` is not 0.
@@ -155,11 +162,11 @@ def _read(stage: Stage, number: int) -> Shard:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one shard of the bank is made of.
+    """Images that are synthesized together: one shard of the image bank.
 
     Attributes:
-        targets: (B,) the class each image is made for.
-        client: index of the client whose turn it is; ``None``: all together.
+        targets: Class that each image is made for, (B,) ``int64``.
+        client: Index of the client whose turn it is; ``None``: all together.
     """
 
     targets: torch.Tensor
@@ -169,9 +176,12 @@ class Batch:
 def batches_of(
     clients: Sequence[Client], classes: int, options: InversionOptions, only: Sequence[str] = ()
 ) -> list[Batch]:
-    """All batches: of balanced targets, or as many images for each client (or each site in
-    ``only``), in its class mix (balanced too where a site withholds its class counts or gives zeros,
-    as counts with noise may be)."""
+    """All batches of an image bank.
+
+    All clients ``together``: balanced targets. ``in-turn``: equally many images for each client
+    (or each site in ``only``) with targets in its class mix; balanced if the site withholds its
+    class counts or they are all zero, as counts with noise may be.
+    """
     if options.clients == "together":
         targets = torch.arange(options.images) % classes
         return [Batch(part) for part in torch.split(targets, options.batch_size)]
@@ -186,7 +196,7 @@ def batches_of(
 
 
 def class_mix(counts: Sequence[int], size: int) -> torch.Tensor:
-    """(size,) classes in the proportions of ``counts``; any run of them is mixed as well.
+    """Classes in the proportions of ``counts``, (size,) ``int64``, mixed in any part of them too.
 
     They follow the golden ratio sequence, which fills an interval evenly from the start.
     """
@@ -204,19 +214,21 @@ def trajectory(
     meter: Meter,
     competitor: Competitor | None = None,
 ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """Images on their way from noise to what the client models take for their training images.
+    """Optimize a batch of images from noise on; see the equations at the top of this module.
 
     Args:
-        watched: the client models, see :func:`oneround.distillation.synthesis.statistics.watch`.
-        options: all but the number of images, the batch size and the snapshots.
-        batch: what the images are made for.
-        generator: of noise and jitter.
-        stage: its device.
-        meter: measures every step.
-        competitor: where all clients judge together, a further term of the loss.
+        watched: The client models; see
+            :func:`oneround.distillation.synthesis.statistics.watch`.
+        options: See :class:`InversionOptions`; number of images, batch size and snapshots are not
+            used.
+        batch: Targets of the images, and whose turn it is.
+        generator: Source of randomness, on the CPU.
+        stage: Device and precision.
+        meter: Measures each step.
+        competitor: A further term of the loss, if all clients are asked together.
 
     Yields:
-        After every step the images, (B, C, H, W), and the terms of its loss.
+        After each step the images, network input (B, C, H, W), and the terms of the loss, by name.
     """
     device, size = stage.fabric.device, len(batch.targets)
     image = watched.task.image
@@ -252,7 +264,7 @@ def _shard(
     turns: range,
     meter: Meter,
 ) -> tuple[ImageBank, list[dict[str, float]]]:
-    """Shard ``number`` of ``turns``: its images from noise to the end of their trajectory."""
+    """Synthesize shard ``number`` of ``turns``: its snapshots, and the log of its trajectory."""
     size, targets = len(batch.targets), batch.targets.to(stage.fabric.device)
     taken_at = {max(1, round(point * options.steps)): point for point in options.snapshots}
     snapshots, curve = [], []
@@ -282,7 +294,7 @@ def _shard(
 def _asked(
     batch: Batch, watched: Ensemble, options: InversionOptions, generator: torch.Generator
 ) -> tuple[int, ...]:
-    """Clients that judge this step, the one whose turn it is first."""
+    """Indices of the clients whose loss counts in this step, the one whose turn it is first."""
     clients = range(len(watched.clients))
     if batch.client is None:
         return watched.draw(options.asked, generator) or tuple(clients)
@@ -299,7 +311,7 @@ def _together(
     options: InversionOptions,
     competitor: Competitor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What the ensemble of the clients that are asked says of images ``x`` (B, C, H, W)."""
+    """Loss terms of images ``x``, (B, C, H, W), by the ensemble of the clients that are asked."""
     everybody = len(asked) == len(watched.clients)
     log_p = watched(x, None if everybody else asked)
     terms = {"cross_entropy": nn.functional.nll_loss(log_p, targets)}
@@ -319,7 +331,8 @@ def _in_turn(
     asked: tuple[int, ...],
     options: InversionOptions,
 ) -> dict[str, torch.Tensor]:
-    """What the client whose turn it is and its companions say of images ``x`` (B, C, H, W)."""
+    """Loss terms of images ``x``, (B, C, H, W), by the client whose turn it is and its
+    companions."""
     shares = watched.weights / watched.weights.amax(0)
     cross_entropy = torch.zeros((), device=x.device)
     for k in asked:
@@ -333,7 +346,8 @@ def _in_turn(
 
 
 def total_variation(x: torch.Tensor) -> torch.Tensor:
-    """Sum of the 2-norms of neighbor differences in four directions (DeepInversion's TV_l2)."""
+    """Sum of the 2-norms of the differences between neighbors in four directions, a scalar, for
+    images (B, C, H, W): TV_l2 in DeepInversion's code."""
     differences = (
         x[..., :, :-1] - x[..., :, 1:],
         x[..., :-1, :] - x[..., 1:, :],
@@ -344,7 +358,8 @@ def total_variation(x: torch.Tensor) -> torch.Tensor:
 
 
 def jitter(x: torch.Tensor, fraction: float, generator: torch.Generator) -> torch.Tensor:
-    """The batch shifted cyclically by at most ``fraction`` of its height and width."""
+    """Images (B, C, H, W), all shifted cyclically by the same random number of pixels, at most
+    ``fraction`` of height and width."""
     limits = [round(fraction * side) for side in x.shape[-2:]]
     shifts = [int(torch.randint(-limit, limit + 1, (), generator=generator)) for limit in limits]
     return x.roll(shifts, (-2, -1))

@@ -1,8 +1,8 @@
-"""BatchNorm layers that say how far their input is from what they saw in training.
+"""BatchNorm layers that measure how far their input is from the statistics of training.
 
 On a CPU, torch's variance over a batch and its backward pass of BatchNorm in eval mode cost
-more than the convolutions of a small network. Here both are a few element-wise operations,
-with a backward pass of our own: the whole inversion step takes about half the time.
+more than the convolutions of a small network. Here both are a few element-wise operations with a
+backward pass of their own, and an inversion step takes about half the time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from oneround.models.ensemble import Ensemble
 
 
 class WatchedBatchNorm(nn.Module):
-    """BatchNorm in eval mode that keeps the distance of its last input's statistics.
+    """BatchNorm in eval mode that keeps the distance of its last input's statistics to its own.
 
     Attributes:
-        distance: ‖μ(x) − μ‖₂ + ‖σ²(x) − σ²‖₂ of the last input x, with the mean and the biased
-            variance over all but the channel dimension, and (μ, σ²) the running statistics.
+        distance: ‖μ(x) − μ‖₂ + ‖σ²(x) − σ²‖₂ of the last input x, a scalar, with mean and biased
+            variance over all dimensions but the channels, and (μ, σ²) the running statistics.
     """
 
     distance: torch.Tensor
@@ -43,7 +43,7 @@ class WatchedBatchNorm(nn.Module):
         self.register_buffer("shift", shift - layer.running_mean * self.scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The normalized input, of the same shape (B, C, …)."""
+        """The normalized input, (B, C, …)."""
         y, self.distance = _NormalizeAndWatch.apply(  # type: ignore[no-untyped-call]
             x, self.mean, self.variance, self.scale, self.shift
         )
@@ -51,14 +51,14 @@ class WatchedBatchNorm(nn.Module):
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """The same memory with the channels last, (B, …, C); where they lie next to each other,
-    (B, H, W·C), because short rows do not fill vector registers."""
+    """The same memory with the channels last, (B, …, C), or, if they are contiguous, (B, H, W·C),
+    because short rows do not fill vector registers."""
     last = x.movedim(1, -1)
     return last.flatten(-2) if x.ndim > 2 and last.is_contiguous() else last
 
 
 class _NormalizeAndWatch(torch.autograd.Function):
-    """x·scale + shift, and the distance of the statistics of x to (mean, variance)."""
+    """x·scale + shift, and the distance between the statistics of x and (mean, variance)."""
 
     @staticmethod
     def forward(
@@ -98,21 +98,21 @@ class _NormalizeAndWatch(torch.autograd.Function):
 
 
 def _channel_means(rows: torch.Tensor, channels: int) -> torch.Tensor:
-    """(C,) means of rows."""
+    """Mean of each channel, (C,)."""
     return rows.mean(tuple(range(rows.ndim - 1))).view(-1, channels).mean(0)
 
 
 def _spread(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Each of the (C,) values as often as a row needs them."""
+    """The values, (C,) each, repeated to the length of a row."""
     stacked, often = torch.stack(values), rows.shape[-1] // len(values[0])
     return stacked.unsqueeze(1).expand(-1, often, -1).flatten(1).unbind()
 
 
 class Watched(Ensemble):
-    """A copy of ``ensemble`` in which every BatchNorm layer is watched.
+    """A copy of an ensemble with a :class:`WatchedBatchNorm` for every BatchNorm layer.
 
     Attributes:
-        unwatched: the same client models for where statistics do not matter, which is faster.
+        unwatched: The same client models without them: faster where distances are not needed.
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
@@ -127,10 +127,14 @@ class Watched(Ensemble):
 
 
 def watch(ensemble: Ensemble, *, needed: bool = False) -> Watched:
-    """A copy of ``ensemble`` in which every BatchNorm layer is watched.
+    """A copy of ``ensemble`` that measures the distance to its BatchNorm statistics.
+
+    Args:
+        ensemble: The client models.
+        needed: Whether the distances are needed, so that each client model must have BatchNorm.
 
     Raises:
-        OneRoundError: a client model has no BatchNorm layer, and the distances are ``needed``.
+        OneRoundError: the distances are needed, and a client model has no BatchNorm layer.
     """
     for client in ensemble.clients if needed else ():
         require_batch_norm(client.model, client.site)
@@ -138,8 +142,8 @@ def watch(ensemble: Ensemble, *, needed: bool = False) -> Watched:
 
 
 def statistics_distance(model: nn.Module, reduction: Literal["sum", "mean"]) -> torch.Tensor:
-    """The BatchNorm term of the last forward pass, over all watched layers (``mean``: divided
-    by their number)."""
+    """Distance to the BatchNorm statistics in the last forward pass, a scalar: sum over all
+    watched layers, or their ``mean``; 0 if there are none."""
     distances = [m.distance for m in model.modules() if isinstance(m, WatchedBatchNorm)]
     if not distances:
         return torch.zeros((), device=next(model.parameters()).device)
