@@ -1,14 +1,14 @@
-"""Methods: published ways from submissions to one global model, one file each.
+"""Methods: ways from client models to one global model, most of them published, one file each.
 
 The name of a method is the name of its file. The file defines
 
-- ``Options``: a typed model of everything that can be chosen,
+- ``Options``: a typed model of all options of the method,
 - ``PRESETS``: complete options by name, ``quick`` and ``paper`` among them,
-- ``NEEDS``: what it needs of client models or of the run, one sentence,
+- ``NEEDS``: what the method needs of client models or of the run, in one sentence,
 - a function of the same name: ``(ensemble, run, options) -> Model``; ``ensemble.task`` has the
-  image and the classes,
-- if it can continue when sites come late, a function ``extend``: ``(ensemble, options, RUN folder
-  of the earlier model, new sites) -> options``.
+  image size and the classes,
+- if the method can add late-joining sites, a function ``extend``: ``(ensemble, options, RUN folder
+  of the earlier model, late-joining sites) -> options``.
 
 Nothing else has to be edited. An installed package adds a method with an entry point in the
 group ``oneround.methods`` that names such a module.
@@ -34,20 +34,19 @@ from oneround.schema import Strict, merged, parse_assignment
 from oneround.study import Study
 
 DEFAULT = "headfit"
-"""The method of every command and function where none is named."""
+"""Default method of commands and functions."""
 
 RENAMED = {"oneround": "headfit"}
-"""Names that methods had in the version before; they still work, and say what to use."""
+"""Earlier names of methods with their new ones; they still work, with a warning."""
 
 
 @dataclass(frozen=True)
 class SimulatedSites:
-    """What only a simulation has, for the two ends of the scale: centralized training, and FedAvg
-    of many rounds.
+    """Images of all sites of a simulation, for centralized training and for FedAvg of many rounds.
 
     Attributes:
-        study: The agreement, with the training recipe.
-        images: Training and validation images of every site, by name.
+        study: The study, with the training recipe.
+        images: Training and validation images of each site, by its name.
     """
 
     study: Study
@@ -55,10 +54,14 @@ class SimulatedSites:
 
     @classmethod
     def of(cls, run: Run, purpose: str) -> SimulatedSites:
-        """Those of a run.
+        """The simulated sites of a run.
+
+        Args:
+            run: The run.
+            purpose: Name of what needs them, for the error.
 
         Raises:
-            OneRoundError: the run is no simulation.
+            OneRoundError: the run is not a simulation.
         """
         if not isinstance(run.simulated, SimulatedSites):
             raise OneRoundError(
@@ -70,7 +73,17 @@ class SimulatedSites:
 
 @dataclass(frozen=True)
 class Method:
-    """A method as its file defines it; ``summary`` is the first line of its docstring."""
+    """A method, as its file defines it.
+
+    Attributes:
+        name: Name of the method.
+        function: Function ``(ensemble, run, options) -> Model``.
+        options: Type of its options.
+        presets: Complete options by name.
+        summary: First line of the docstring of its file.
+        needs: What it needs of client models or of the run, in one sentence.
+        extend: Options of a run that adds late-joining sites; ``None``: the method cannot.
+    """
 
     name: str
     function: Callable[[Ensemble, Run, Any], Model]
@@ -95,10 +108,10 @@ class Method:
         preset: str = "quick",
         changes: Sequence[str] | Mapping[str, Any] = (),
     ) -> Strict:
-        """Options of ``preset`` with changes on top.
+        """Options of ``preset`` with changes.
 
         Args:
-            preset: One of ``presets``.
+            preset: Name of a preset.
             changes: Assignments such as ``distillation.steps=500``, or nested mappings such as
                 ``{"distillation": {"steps": 500}}``.
 
@@ -115,7 +128,7 @@ class Method:
     def options_from(
         self, content: dict[str, Any], changes: Sequence[str] | Mapping[str, Any] = ()
     ) -> Strict:
-        """Options from plain ``content`` with changes on top, as for :meth:`resolve`.
+        """Options from plain ``content`` with changes, as for :meth:`resolve`.
 
         Raises:
             OneRoundError: a key is unknown, or a value is not allowed.
@@ -129,13 +142,13 @@ class Method:
 
 
 def names() -> list[str]:
-    """Names of all methods, those of installed packages included."""
+    """Names of all methods, including those of installed packages."""
     own = [module.name for module in pkgutil.iter_modules(__path__)]
     return sorted({*own, *(point.name for point in entry_points(group="oneround.methods"))})
 
 
 def current_name(name: str) -> str:
-    """The name that a method has now; a warning where that is another one."""
+    """The current name of a method, with a warning if ``name`` is an earlier one."""
     if name in RENAMED:
         warn_renamed(f"the method {name}", RENAMED[name])
     return RENAMED.get(name, name)
@@ -145,7 +158,7 @@ def get(name: str = DEFAULT) -> Method:
     """The method called ``name``.
 
     Raises:
-        OneRoundError: there is none.
+        OneRoundError: there is no such method.
     """
     name = current_name(name)
     if name not in names():
@@ -163,12 +176,12 @@ def configured(
     preset: str | None = None,
     options: Strict | Mapping[str, Any] | Sequence[str] | None = None,
 ) -> tuple[Method, Strict]:
-    """A method and its options, by names.
+    """A method and its options, given by names.
 
     Args:
-        method: Its name, or a method of your own.
+        method: Name of a method, or a method of your own.
         preset: Name of a preset; ``quick`` by default.
-        options: Changes of the preset, see :meth:`Method.resolve`; or all options.
+        options: Changes to the preset, see :meth:`Method.resolve`; or complete options.
 
     Raises:
         OneRoundError: there is no such method, preset or option, or the options are those of
@@ -179,7 +192,7 @@ def configured(
         return method, method.resolve(preset or "quick", options or ())
     if not isinstance(options, method.options):
         raise OneRoundError(
-            f"the options are those of another method than {method.name}.",
+            f"the options are not those of the method {method.name}.",
             remedy="Name their method too: aggregate(..., method=..., options=...).",
         )
     return method, options

@@ -1,31 +1,31 @@
-"""Adaptive DeepInversion: images for which the client models have a class and the student errs.
+"""Adaptive DeepInversion: image synthesis where the client models and the student disagree.
 
 Yin et al., "Dreaming to distill: data-free knowledge transfer via DeepInversion", CVPR 2020. f̄
-is the combined client models, q the student. In every epoch
+is the ensemble of client models, q the student. In every epoch
 
 1. one batch of images x̂ is optimized from noise, with fixed, balanced targets y, on
 
        CE(f̄(x̂), y) + α_TV·TV(x̂) + α_f·L_BN(x̂) + α_c·(1 − JS(f̄(x̂), q(x̂)))
 
    with L_BN the distance to BatchNorm statistics (see ``synthesis/inversion.py``) and JS the
-   Jensen–Shannon divergence at temperature 3; in the first epoch, when the student knows
-   nothing, without the last term;
+   Jensen–Shannon divergence at temperature 3; the last term is left out in the first epoch, when
+   the student has learned nothing;
 2. the images join the pool;
 3. the student is distilled for k steps on shuffled, augmented batches of the pool.
 
 Preset ``paper``: batch 256, 2000 steps of Adam at 0.05, α_f = 10, α_TV = 2.5e-5 from the README of
 ``cifar10/`` in the authors' code (NVlabs/DeepInversion); temperature 3, k = 50 and 1000 batches in
-all from its issues 6 and 9. α_c = 0.2 stands in its main README for ImageNet; the CIFAR script has
-0 as default, which is plain DeepInversion. How the student is trained is in no public code: SGD as
+all from its issues 6 and 9. α_c = 0.2 is in its main README for ImageNet; the CIFAR script has
+0 as default, which is plain DeepInversion. The training of the student is in no public code: SGD as
 in our other methods, at 0.1. ``quick`` is ours, for a CPU: fewer and shorter epochs, with a higher
-rate on the pixels.
+learning rate on the pixels.
 
-JS is that of the code: ½KL(m ‖ p) + ½KL(m ‖ q) with m = (p + q)/2 and all three clipped to
+JS is computed as in that code: ½KL(m ‖ p) + ½KL(m ‖ q) with m = (p + q)/2, all three clipped to
 [0.01, 0.99], and the sum to [0, 1].
 
 Deviations: an ensemble of client models instead of one teacher, combined by ``rule``, with L_BN
 averaged over the clients. Adam's betas are (0.5, 0.9) instead of (0.9, 0.999). Images stay in the
-range of pixels. The last images of a trajectory are taken, as in that code in effect. No weight on
+range of pixels. The last images of a trajectory are used, as in effect in that code. No weight on
 the norm of the images (0 there). The start of the student is an option.
 """
 
@@ -55,16 +55,18 @@ NEEDS = "Client models with BatchNorm."
 
 
 class Options(PoolOptions):
-    """Everything that can be chosen.
+    """Options of Adaptive DeepInversion.
 
     Attributes:
         synthesis_steps: Optimization steps for the images of each epoch.
         synthesis_learning_rate: Learning rate of Adam on the pixels.
-        tv_weight: α_TV.
-        bn_weight: α_f; 0 where a client model has no BatchNorm.
-        competition_weight: α_c.
+        tv_weight: Weight α_TV of the total variation.
+        bn_weight: Weight α_f of the distance to the BatchNorm statistics; set 0 if a client model
+            has no BatchNorm.
+        competition_weight: Weight α_c of the term for images on which ensemble and student
+            disagree.
         jitter: Largest random shift before each step, as a fraction of the image side.
-        steps: k, steps of the student in each epoch.
+        steps: Steps of the student in each epoch, k in the equations.
     """
 
     epochs: int = Field(default=4, ge=1)
@@ -95,7 +97,7 @@ PRESETS: dict[str, Strict] = {
 
 
 def adi(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The method; it resumes after the last epoch that was kept."""
+    """Adaptive DeepInversion; a resumed run continues after its last checkpoint."""
     pool = Pool()
     epochs = Epochs(
         ensemble, run, options.distillation, epochs=options.epochs,
@@ -122,7 +124,7 @@ def adi(ensemble: Ensemble, run: Run, options: Options) -> Model:
 
 
 def inversion(options: Options, ensemble: Ensemble) -> InversionOptions:
-    """How one batch of images is made; L_BN is summed over layers and averaged over clients."""
+    """Options of the inversion of one batch; L_BN is summed over layers, averaged over clients."""
     return InversionOptions(
         clients="together",
         steps=options.synthesis_steps,
@@ -134,13 +136,13 @@ def inversion(options: Options, ensemble: Ensemble) -> InversionOptions:
 
 
 def competitor(student: nn.Module, options: Options) -> Competitor:
-    """α_c·(1 − JS) of images and the ensemble's log-probabilities of them."""
+    """The term α_c·(1 − JS), from images and the ensemble's log-probabilities for them."""
     return lambda x, log_p: options.competition_weight * (1 - divergence(log_p, student(x)))
 
 
 def divergence(log_p: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """JS of the ensemble's log-probabilities and the student's logits, (B, classes); see the
-    top."""
+    """JS divergence, a scalar in [0, 1], of the ensemble's log-probabilities and the student's
+    logits, (B, classes) each; see the top of this module."""
     p, q = ((outputs / 3).softmax(-1) for outputs in (log_p, student))
     m = ((p + q) / 2).clamp(0.01, 0.99)
     p, q = p.clamp(0.01, 0.99), q.clamp(0.01, 0.99)

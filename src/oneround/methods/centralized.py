@@ -1,8 +1,8 @@
-"""One network trained on the images of all sites together: the ceiling, in simulations only.
+"""Centralized training: one network on the images of all sites together, in simulations only.
 
-This is what privacy forbids, and what federated learning is measured against (as by McMahan
-et al., AISTATS 2017, and since). The recipe is that of a site (:mod:`oneround.site.training`), on the
-pooled training images, with the epoch chosen on the pooled validation images.
+Privacy forbids this, and federated learning is measured against it (as by McMahan et al.,
+AISTATS 2017, and since). The recipe is that of a site (:mod:`oneround.site.training`), on the
+pooled training images, with the epoch selected on the pooled validation images.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ NEEDS = "A simulation."
 
 
 class Options(Strict):
-    """Nothing can be chosen: the study says how a network is trained."""
+    """No options: the study has the training recipe."""
 
 
 PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
 
 
 def centralized(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The study's first architecture, trained on everything."""
+    """Centralized training of the study's first architecture on the images of all sites.
+
+    Raises:
+        OneRoundError: the run is not a simulation.
+    """
     simulated = SimulatedSites.of(run, "centralized training")
     sites = simulated.images.values()
     train = ImageSet.join([train for train, _ in sites])

@@ -1,7 +1,7 @@
-"""Co-Boosting: hard images and a better ensemble improve each other, and then the student.
+"""Co-Boosting: distillation on hard generated images, with learned votes of the client models.
 
 Dai et al., "Enhancing one-shot federated learning through data and ensemble co-boosting",
-ICLR 2024. f̄_v is the client models combined with votes v (K,), q the student. In every epoch
+ICLR 2024. f̄_v is the ensemble of client models with votes v (K,), q the student. In every epoch
 
 1. a new generator is fitted, for one batch of images x with random targets y, to
 
@@ -11,22 +11,22 @@ ICLR 2024. f̄_v is the client models combined with votes v (K,), q the student.
 2. the votes learn from the pool of earlier epochs: after every batch
    v ← clip(v − μ·δ^(epoch − 1)·sign ∂CE(f̄_v(x), y)/∂v), up to 1;
 3. the images of the lowest loss join the pool;
-4. the student is distilled on one shuffled pass over the pool, on images that were made harder:
+4. the student is distilled in one shuffled pass over the pool, on images that are made harder:
    x + ε·sign ∂⟨u, softmax(f̄_v(x)/4)⟩/∂x with u ~ U(−1, 1) (Tashiro et al., NeurIPS 2020).
 
 Preset ``paper`` is the script in the authors' code (rong-dai/Co-Boosting, ``co_boosting.sh``,
 otherwise the defaults of its parser): 200 epochs, 30 generator steps with Adam at 1e-3, α_oh = 1,
 α_adv = 1, α_BN = 0, h = 1, batch 128, 256 latent numbers, μ = 0.01, δ = 0.99, ε = 8/255 in
 normalized space, SGD at 0.01 with momentum 0.9 and weight decay 1e-4 along a cosine, temperature
-4, logits. ``quick`` is ours, for a CPU: fewer epochs, steps and channels, and our defaults for
-the student but for its rate.
+4, mean of logits. ``quick`` is ours, for a CPU: fewer epochs, steps and channels, and our defaults
+for the student except its learning rate.
 
 Deviations: votes start at 1/K as there, but stay above 0.001 instead of 0, so that their sum is
-never 0, and act within any combination rule. Last state of the student instead of the best on test
+never 0, and apply in any combination rule. Last state of the student instead of the best on test
 data. Momentum is Nesterov's, and the cosine falls from step to step. Gradients are not clipped (10
 there). Augmentation is our flip and shift instead of flip and crop. Images are kept as float16
 instead of 8 bits. L_BN is averaged over the clients. The start of the student is an option. A pass
-leaves out what does not fill a batch. The generator adapts to any image size.
+leaves out images that do not fill a batch. The generator adapts to any image size.
 """
 
 from __future__ import annotations
@@ -53,22 +53,25 @@ from oneround.models.ensemble import Ensemble
 from oneround.runs.run import Run
 from oneround.schema import Strict
 
-NEEDS = "Nothing; client models with BatchNorm if bn_weight is not 0."
+NEEDS = "Any client models; with BatchNorm if bn_weight is not 0."
 
 
 class Options(PoolOptions):
-    """Everything that can be chosen.
+    """Options of Co-Boosting.
 
     Attributes:
         batch_size: Images in each step of the votes and of the student.
-        one_hot_weight: α_oh.
-        hardness: h.
-        adversarial_weight: α_adv.
-        bn_weight: α_BN; 0 where a client model has no BatchNorm.
-        vote_step: μ, by which a vote changes with one batch in the first epoch.
-        vote_decay: δ.
-        perturbation: ε, in units of the network input.
-        generator: The generator.
+        one_hot_weight: Weight α_oh of the cross-entropy to the targets (one-hot term).
+        hardness: Exponent of the weight of hard images, (1 − p)^h in the one-hot term; 0: all
+            images count the same.
+        adversarial_weight: Weight α_adv of the divergence between ensemble and student.
+        bn_weight: Weight α_BN of the distance to the BatchNorm statistics; set 0 if a client
+            model has no BatchNorm.
+        vote_step: Change of each vote with one batch in the first epoch, μ in the equations.
+        vote_decay: Factor on the change of the votes from epoch to epoch, δ in the equations.
+        perturbation: Change of each value that makes images harder, ε in the equations, in units
+            of the network input.
+        generator: Options of the generator.
     """
 
     one_hot_weight: float = Field(default=1.0, ge=0)
@@ -99,7 +102,7 @@ PRESETS: dict[str, Strict] = {
 
 
 def coboosting(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The method; it resumes after the last epoch that was kept."""
+    """Co-Boosting; a resumed run continues after its last checkpoint."""
     pool, size, task = Pool(), options.batch_size, ensemble.task
     teacher = watch(ensemble.with_rule(options.rule), needed=options.bn_weight > 0)
     votes = Votes(teacher)
@@ -134,10 +137,10 @@ def coboosting(ensemble: Ensemble, run: Run, options: Options) -> Model:
 
 
 class Votes(nn.Module):
-    """The votes of an ensemble, which learn.
+    """Learned votes of an ensemble, 1/K each at first.
 
     Attributes:
-        value: (K,), in [0.001, 1]; the same tensor as ``teacher.votes``.
+        value: Vote of each client, (K,) in [0.001, 1]; the same tensor as ``teacher.votes``.
     """
 
     value: torch.Tensor
@@ -148,7 +151,8 @@ class Votes(nn.Module):
         self.register_buffer("value", teacher.votes)
 
     def move(self, teacher: Ensemble, x: torch.Tensor, targets: torch.Tensor, step: float) -> None:
-        """One step, in which the cross-entropy of the teacher on ``x`` (B, C, H, W) falls."""
+        """Move each vote by ``step`` in the direction that lowers the cross-entropy of the teacher
+        on ``x``, (B, C, H, W), with ``targets``, (B,)."""
         with torch.no_grad():
             logits = teacher.client_logits(x).float()
         votes = self.value.clone().requires_grad_()
@@ -165,7 +169,7 @@ def judged(
     targets: torch.Tensor,
     options: Options,
 ) -> dict[str, torch.Tensor]:
-    """The weighted terms of the loss of images ``x`` (B, C, H, W)."""
+    """Weighted terms of the loss of generated images ``x``, (B, C, H, W), by name."""
     log_p, logits = teacher(x), student(x)
     losses = nn.functional.nll_loss(log_p, targets, reduction="none")
     hardness = (1 - (-losses.detach()).exp()) ** options.hardness
@@ -181,8 +185,8 @@ def judged(
 def harder(
     teacher: Ensemble, x: torch.Tensor, size: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Images ``x`` (B, C, H, W), every value moved by ``size`` so that the outputs of the ensemble
-    change along a random direction u."""
+    """Images ``x``, (B, C, H, W), with each value changed by ``size`` so that the ensemble's
+    outputs change along a random direction u."""
     x = x.detach().requires_grad_()
     p = (teacher(x) / 4).softmax(-1)
     u = torch.rand(p.shape, generator=generator).to(p.device) * 2 - 1

@@ -1,7 +1,7 @@
-"""Data-free learning: a generator learns to excite the client models, and the student copies them.
+"""DAFL: distillation on the images of a generator that is trained together with the student.
 
 Chen et al., "Data-free learning of student networks", ICCV 2019. Generator G and student are
-trained together; f̄ is the combined client models, z ~ N(0, I) and x = G(z):
+trained together; f̄ is the ensemble of client models, z ~ N(0, I) and x = G(z):
 
     L_oh = CE(f̄(x), argmax f̄(x))      the ensemble is sure of its class
     L_a  = −1/K Σ_k mean |a_k(x)|      features a_k before the last linear layer are strong
@@ -11,16 +11,16 @@ trained together; f̄ is the combined client models, z ~ N(0, I) and x = G(z):
 Preset ``paper`` is what the authors' README gives for CIFAR-10 (code of Huawei Noah's Ark Lab,
 Efficient-Computing/DAFL, ``DAFL-train.py``): α_oh = 0.05, α_ie = 5, α_a = 0.01, 2000 epochs of 120
 steps, batch 1024, 1000 latent numbers, Adam with rate 0.02 for G, SGD with rate 0.1, momentum 0.9
-and weight decay 5e-4 for the student, temperature 1. As in that code the student does not reach
-G, and the logarithm of L_ie is to base 10. ``quick`` is ours, for a CPU: fewer and smaller steps, a
-narrower generator, and our defaults for the student but for its rate.
+and weight decay 5e-4 for the student, temperature 1. As in that code, G receives no gradient from
+the student, and the logarithm in L_ie is to base 10. ``quick`` is ours, for a CPU: fewer and
+smaller steps, a narrower generator, and our defaults for the student except its learning rate.
 
 Deviations: an ensemble of client models instead of one teacher, combined by ``rule``, with L_a
 averaged over the clients (those without a linear layer are left out); last state of the student
-instead of the best on test data; momentum is Nesterov's; the rate falls along a cosine instead of
-to a tenth at epochs 800 and 1600; images are not at the mean and variance of the data, which are
-unknown, but at those of G's last BatchNorm, 0 and 1, in the study's normalization; the generator
-adapts to any image size and has no bias before BatchNorm.
+instead of the best on test data; momentum is Nesterov's; the learning rate falls along a cosine
+instead of to a tenth at epochs 800 and 1600; images do not have the mean and variance of the data,
+which are unknown, but those of G's last BatchNorm, 0 and 1, in the study's normalization; the
+generator adapts to any image size and has no bias before BatchNorm.
 """
 
 from __future__ import annotations
@@ -41,22 +41,23 @@ from oneround.runs.run import Run
 from oneround.runs.stage import derived_seed
 from oneround.schema import Strict
 
-NEEDS = "Nothing of the client models."
+NEEDS = "Any client models."
 
 
 class Options(EpochOptions):
-    """Everything that can be chosen.
+    """Options of DAFL.
 
     Attributes:
-        epochs: Epochs, after each of which the state is logged.
-        batch_size: Images in each step; they are used once.
+        epochs: Epochs of generator and student, each with one log entry.
+        batch_size: Images in each step, used once.
         iterations: Steps of generator and student in each epoch.
-        latent: Random numbers that one image is made from.
+        latent: Random numbers that each image is made from.
         width: Channels before the last layer of the generator.
         generator_learning_rate: Learning rate of Adam on the generator.
-        one_hot_weight: α_oh.
-        activation_weight: α_a.
-        entropy_weight: α_ie.
+        one_hot_weight: Weight α_oh of the one-hot term: confident predictions of the ensemble.
+        activation_weight: Weight α_a of the activation term: strong features before the last
+            linear layer.
+        entropy_weight: Weight α_ie of the information entropy term: all classes equally frequent.
     """
 
     epochs: int = Field(default=16, ge=1)
@@ -88,7 +89,7 @@ PRESETS: dict[str, Strict] = {
 
 
 def dafl(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The method; it resumes after the last epoch that was kept."""
+    """DAFL; a resumed run continues after its last checkpoint."""
     seed = derived_seed(run.seed, "generator")
     network = Generator(ensemble.task.image, options.latent, options.width, "tanh", seed)
     network.to(run.fabric.device)
@@ -121,10 +122,10 @@ def dafl(ensemble: Ensemble, run: Run, options: Options) -> Model:
 
 
 class Features:
-    """Keeps what enters the last linear layer of every client model that has one.
+    """Records the input of the last linear layer of each client model that has one.
 
     Attributes:
-        last: of the last forward pass, (B, features of client k) for each k.
+        last: Features in the last forward pass, (B, D_k), by client k.
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
@@ -141,7 +142,8 @@ class Features:
 def generator_terms(
     log_p: torch.Tensor, features: dict[int, torch.Tensor], options: Options
 ) -> dict[str, torch.Tensor]:
-    """The weighted terms of the generator's loss, from the ensemble's log-probabilities."""
+    """Weighted terms of the generator's loss, by name, from the ensemble's log-probabilities,
+    (B, classes), and the features of the client models, (B, D_k) each."""
     mean = log_p.exp().mean(0)
     terms = {
         "one_hot": options.one_hot_weight * nn.functional.nll_loss(log_p, log_p.argmax(1)),

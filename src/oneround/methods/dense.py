@@ -1,4 +1,4 @@
-"""DENSE: generated images on which the client models agree and the student does not.
+"""DENSE: distillation on generated images on which ensemble and student disagree.
 
 Zhang et al., "DENSE: Data-free one-shot federated learning", NeurIPS 2022. In every epoch
 
@@ -6,17 +6,17 @@ Zhang et al., "DENSE: Data-free one-shot federated learning", NeurIPS 2022. In e
 
        α_oh·CE(f̄(x̂), y) + α_BN·L_BN(x̂) − α_adv·mean_i m_i·KL(f̄(x̂_i) ‖ q(x̂_i))
 
-   with x̂ the augmented x, f̄ the combined client models, q the student, m_i = 1 where the two
+   with x̂ the augmented x, f̄ the ensemble of client models, q the student, m_i = 1 where the two
    decide for different classes, and L_BN the distance to the clients' BatchNorm statistics;
 2. the images of the lowest loss join the pool;
-3. the student is distilled on one shuffled pass over the augmented pool.
+3. the student is distilled in one shuffled pass over the augmented pool.
 
 Preset ``paper`` is the command in the README of the authors' code (zj-jayzhang/DENSE): 200 epochs,
 30 generator steps with Adam at 1e-3, all three weights 1, batch 256, 256 latent numbers, SGD at
 0.005 with momentum 0.9 and without weight decay, temperature 20 for the student and 1 in step 1,
-mean of logits. (The defaults of its parser are others: 10 epochs, 20 steps, weights 0, rate 0.01,
-temperature 1.) ``quick`` is ours, for a CPU: fewer epochs, steps and channels, and our
-defaults for the student but for its rate.
+mean of logits. (The defaults of its parser are different: 10 epochs, 20 steps, weights 0, rate
+0.01, temperature 1.) ``quick`` is ours, for a CPU: fewer epochs, steps and channels, and our
+defaults for the student except its learning rate.
 
 Deviations: L_BN works, while in that code no BatchNorm layer is found and the term is zero; it is
 averaged over the clients, so that its weight means the same for any number of them. The student is
@@ -24,7 +24,8 @@ in eval mode in step 1 from the first epoch on. Last state of the student instea
 test data. Momentum is Nesterov's. Augmentation is our flip and shift (up to 8 %, reflecting)
 instead of flip and crop (4 of 32 pixels, zeros). Images are kept as float16 instead of 8 bits, and
 networks see them in the study's normalization. The start of the student and the combination rule
-are options. A pass leaves out what does not fill a batch. The generator adapts to any image size.
+are options. A pass leaves out images that do not fill a batch. The generator adapts to any image
+size.
 """
 
 from __future__ import annotations
@@ -55,14 +56,16 @@ NEEDS = "Client models with BatchNorm, unless bn_weight is 0."
 
 
 class Options(PoolOptions):
-    """Everything that can be chosen.
+    """Options of DENSE.
 
     Attributes:
-        one_hot_weight: α_oh.
-        bn_weight: α_BN; 0 where a client model has no BatchNorm.
-        adversarial_weight: α_adv.
-        augment: Random changes of every image that the student and the generator's judges see.
-        generator: The generator.
+        one_hot_weight: Weight α_oh of the cross-entropy to the targets (one-hot term).
+        bn_weight: Weight α_BN of the distance to the BatchNorm statistics; set 0 if a client
+            model has no BatchNorm.
+        adversarial_weight: Weight α_adv of the divergence between ensemble and student.
+        augment: Random changes of each image, both in the loss of the generator and for the
+            student.
+        generator: Options of the generator.
     """
 
     epochs: int = Field(default=14, ge=1)
@@ -93,7 +96,7 @@ PRESETS: dict[str, Strict] = {
 
 
 def dense(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The method; it resumes after the last epoch that was kept."""
+    """DENSE; a resumed run continues after its last checkpoint."""
     pool, size, task = Pool(), options.batch_size, ensemble.task
     epochs = Epochs(
         ensemble, run, options.distillation, epochs=options.epochs,
@@ -128,7 +131,7 @@ def judged(
     options: Options,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
-    """The weighted terms of the loss of images ``x`` (B, C, H, W)."""
+    """Weighted terms of the loss of generated images ``x``, (B, C, H, W), by name."""
     x = augment(x, options.augment, generator)
     log_p, logits = watched(x), student(x)
     boundary = adversarial_term(log_p, logits, 1, boundary=True)

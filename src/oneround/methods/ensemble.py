@@ -1,7 +1,7 @@
-"""The client models used together, without a student.
+"""Ensemble: all client models together are the global model, without a student.
 
-Guha et al., "One-shot federated learning", arXiv:1902.11175, 2019. Costs K times the memory
-and time of one network at every use, and gives every client model to every site.
+Guha et al., "One-shot federated learning", arXiv:1902.11175, 2019. Each use costs K times the
+memory and time of one network, and every site receives every client model.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from oneround.models.ensemble import Ensemble, Rule
 from oneround.runs.run import Run
 from oneround.schema import Strict
 
-NEEDS = "Nothing."
+NEEDS = "Any client models."
 
 
 class Options(Strict):
-    """How outputs are combined.
+    """Options of the ensemble.
 
     Attributes:
-        rule: how the outputs of the client models become one; ``auto``: ``class-counts`` if
-            all sites share theirs, else ``probabilities``.
+        rule: Rule that combines the outputs of the client models; ``auto``: ``class-counts`` if
+            all sites share their class counts, else ``probabilities``.
     """
 
     rule: Rule = "auto"

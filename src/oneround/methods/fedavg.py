@@ -1,13 +1,13 @@
-"""FedAvg: the client models averaged into one network, in one round or in many.
+"""FedAvg: the weights of the client models are averaged, in one round or in many.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
-AISTATS 2017, algorithm 1: every round all sites train the same network on their own images, and
-its weights become θ = Σ_k n_k/n · θ_k, BatchNorm statistics included.
+AISTATS 2017, algorithm 1: in each round all sites train the same network on their own images, and
+its weights become θ = Σ_k n_k/n · θ_k, including the BatchNorm statistics.
 
-One round is the average of the submissions. ``rounds`` above one shows what more communication
-would buy. It needs the images of the sites again and again, so it exists in simulations only,
-and starts from the weights that all sites of the study start from. Every site takes part in
-every round; the rate falls along a cosine over the rounds, for which the paper has a constant.
+One round is the average of the submissions. More ``rounds`` show the gain from more communication.
+They need the images of the sites again and again, so they are possible in simulations only, and
+start from the initial weights of all sites of the study. Every site takes part in every round; the
+learning rate falls along a cosine over the rounds, where the paper has a constant.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ NEEDS = "One architecture for all sites; for many rounds a simulation."
 
 
 class Options(Strict):
-    """How often the sites talk to each other.
+    """Options of FedAvg.
 
     Attributes:
-        rounds: 1: the submissions are averaged; more: in a simulation only.
-        epochs: that every site trains in each of many rounds.
-        learning_rate: of SGD in the first of many rounds.
+        rounds: Rounds of communication; 1: the average of the submissions; more: in simulations
+            only.
+        epochs: Epochs of training at each site in each round, if there are several rounds.
+        learning_rate: Learning rate of SGD in the first round, if there are several rounds.
     """
 
     rounds: int = Field(default=1, ge=1)
@@ -51,7 +52,12 @@ PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
 
 
 def fedavg(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The average after the last round."""
+    """FedAvg: the averaged network after the last round.
+
+    Raises:
+        OneRoundError: the architectures differ, or there are several rounds and the run is not a
+            simulation.
+    """
     model, architecture, task = average(ensemble), ensemble.clients[0].architecture, ensemble.task
     if options.rounds == 1:
         return Model(model, task, (architecture,))

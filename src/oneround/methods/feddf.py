@@ -1,15 +1,16 @@
-"""Distillation of the ensemble on unlabeled public images: the control with public data.
+"""FedDF: distillation of the ensemble on unlabeled public images.
 
-Lin et al., "Ensemble distillation for robust model fusion in federated learning", NeurIPS 2020,
-one round of algorithm 3. From the average of the client models, θ_0 = Σ_k n_k/n · θ_k,
+The control with public data, for methods that have none. Lin et al., "Ensemble distillation
+for robust model fusion in federated learning", NeurIPS 2020, one round of algorithm 3. From the
+average of the client models, θ_0 = Σ_k n_k/n · θ_k,
 
     θ_{j+1} = Adam(θ_j, ∇ KL(softmax(1/K Σ_k z_k(d)) ‖ softmax(z_θ(d)))),  d a public mini-batch.
 
 Settings of the authors' public code: Adam at rate 1e-3 with cosine annealing over 10 000 steps,
 T = 1, mean of logits; the batch size is 64 in its published command. Deviations: the average is
-weighted by images (theirs: not) and averages BatchNorm statistics (theirs: the last client's);
-no early stopping and no best step, since both need labeled validation images at the coordinator,
-so the last step counts; random flips and shifts of the public images.
+weighted by images (theirs: unweighted) and includes BatchNorm statistics (theirs: those of the
+last client); no early stopping and no best step, since both need labeled validation images at the
+coordinator, so the result is the last step; random flips and shifts of the public images.
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ NEEDS = "Unlabeled public images; one architecture for all sites, to start from 
 
 
 class Options(Strict):
-    """Everything that can be chosen.
+    """Options of FedDF.
 
     Attributes:
-        public: the public images: a folder, a MedMNIST file or a CSV list. Labels, if there are
-            any, are not used.
-        split: of a file with splits, which one.
-        rule: how the outputs of the client models become one.
-        steps: optimization steps.
-        batch_size: public images in each.
-        augment: random changes of every public image.
-        distillation: the student.
+        public: Path of the public images: a folder, a MedMNIST file or a CSV list. Labels, if
+            there are any, are not used.
+        split: Split of the public images, if they are in a file.
+        rule: Rule that combines the outputs of the client models; ``auto``: ``class-counts`` if
+            all sites share their class counts, else ``probabilities``.
+        steps: Optimization steps of the student.
+        batch_size: Public images in each step.
+        augment: Random changes of each public image.
+        distillation: Options of the student.
     """
 
     public: str = ""
@@ -70,11 +72,15 @@ PRESETS: dict[str, Strict] = {
 
 
 def feddf(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """One round of FedDF."""
+    """FedDF, one round.
+
+    Raises:
+        OneRoundError: no public images are given, or they cannot be read.
+    """
     if not options.public:
         raise OneRoundError(
             "feddf distills on public images, and none are given.",
-            remedy="Add --set public=PATH, or use a method that needs no image.",
+            remedy="Add --set public=PATH, or use a method that needs no images.",
         )
     ensemble = ensemble.with_rule(options.rule)
     teacher = ensemble.folded()

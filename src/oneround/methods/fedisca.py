@@ -1,13 +1,13 @@
-"""Distillation on every image that an inversion passes, from noise to the end.
+"""FedISCA: distillation on every step of an inversion, from noise to image.
 
 Kang et al., "One-shot federated learning on medical data using knowledge distillation with image
 synthesis and client model adaptation", MICCAI 2023. In every epoch one batch x̂_0, …, x̂_M is
-inverted from noise (:mod:`oneround.distillation.synthesis.inversion`, all clients together), and at each of
-its M steps the student takes a step on
+inverted from noise (:mod:`oneround.distillation.synthesis.inversion`, all clients together), and
+at each of its M steps the student takes a step on
 
     λ·T²·KL(p_orig(x̂_m) ‖ q_θ(x̂_m)) + (1−λ)·T²·KL(p_noise(x̂_m) ‖ q_θ(x̂_m)),  λ = m/M,
 
-with p_orig the ensemble and p_noise that of the noise-adapted client models.
+with p_orig the ensemble of the client models and p_noise that of the noise-adapted ones.
 
 Settings of the authors' public code at 28×28: 100 epochs of 500 steps at batch 256, Adam at rate
 0.05 on the pixels, α_TV 2.5e-5, α_BN 10 summed over clients and layers; SGD at rate 1e-3, ten
@@ -15,8 +15,8 @@ times less from half and from three quarters of the epochs, momentum 0.9, weight
 T = 20; mean of logits; student from scratch. At 224×224: 1000 steps at batch 50.
 
 Its noise-adapted models are left in training mode, so that they normalize every batch by its own
-statistics, and the running statistics that its backward pass over the trajectory gathers are
-read nowhere. That pass is left out here. Deviations: the last state is the result (the code
+statistics; the running statistics that its backward pass over the trajectory collects are never
+used. That pass is left out here. Deviations: the last state is the result (the code
 keeps the epoch that is best on test images); pixels stay in their range; Nesterov momentum; betas
 of Adam (0.5, 0.9) as in DeepInversion's ImageNet code (its default: 0.9, 0.999).
 """
@@ -41,13 +41,15 @@ NEEDS = "Client models with BatchNorm."
 
 
 class Options(Strict):
-    """Everything that can be chosen.
+    """Options of FedISCA.
 
     Attributes:
-        rule: how the outputs of the client models become one.
-        epochs: trajectories, one after the other.
-        inversion: of each, by all clients together; ``inversion.images`` is the size of the batch.
-        distillation: the student.
+        rule: Rule that combines the outputs of the client models; ``auto``: ``class-counts`` if
+            all sites share their class counts, else ``probabilities``.
+        epochs: Epochs, each with one trajectory of one batch from noise to image.
+        inversion: Options of the inversion by all clients together; ``inversion.images`` is the
+            size of the batch.
+        distillation: Options of the student.
     """
 
     rule: Rule = "logits"
@@ -85,7 +87,7 @@ PRESETS: dict[str, Strict] = {
 
 
 def fedisca(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The method; a killed run continues with the epoch that it was in."""
+    """FedISCA; a resumed run begins the interrupted epoch again."""
     ensemble = ensemble.with_rule(options.rule)
     teacher, adapted, watched = ensemble.folded(), with_batch_statistics(ensemble), watch(ensemble)
     batch = Batch(torch.arange(options.inversion.images) % len(ensemble.task.classes))

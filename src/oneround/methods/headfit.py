@@ -1,28 +1,31 @@
-"""A client model corrected for its class mix learns from the others what its site lacks.
+"""A prior-corrected client model whose last layer learns from the others what its site lacks.
 
-Ours, of parts that are known: prior correction (Saerens et al., *Neural Computation* 2002; Menon et
-al., ICLR 2021), model inversion (Yin et al., CVPR 2020), distillation (Hinton et al., 2015) and a
-last layer that is trained again on fixed features (Kirichenko et al., ICLR 2023). It rests on three
-observations, measured in docs/research-log.md:
+Our combination of known parts: prior correction (Saerens et al., *Neural Computation* 2002; Menon
+et al., ICLR 2021), model inversion (Yin et al., CVPR 2020), distillation (Hinton et al., 2015) and
+a last layer that is trained again on fixed features (Kirichenko et al., ICLR 2023). It rests on
+three observations, measured in docs/research-log.md:
 
-1. A site's class mix is in its model. Taking it out costs nothing (the bias of the last layer) and
-   makes single models and ensemble better: :func:`oneround.models.ensemble.prior_corrected`.
-2. With little work, a student that learns from synthesized images in all its layers loses more than
-   it gains against the client model of the site that has seen most of every class, on most data.
-3. Classes that this site lacks are in its features already, to a degree: the last layer alone,
-   taught on few synthesized images, learns as much of them as the whole network, and risks less.
+1. The class mix of a site is in its model. Subtracting it costs nothing (the bias of the last
+   layer) and improves single models and ensemble:
+   :func:`oneround.models.ensemble.prior_corrected`.
+2. With little compute, a student that learns from synthesized images in all its layers loses more
+   than it gains, compared with the client model of the site that has the most images of every
+   class, on most data.
+3. The features of this client model separate classes that its site lacks, to a degree: the last
+   layer alone, trained on few synthesized images, learns as much of them as the whole network, at
+   less risk.
 
-So, with experts f_k (the corrected client models) and their class-count-weighted mixture p:
+So, with experts f_k (the prior-corrected client models) and their class-count-weighted mixture p:
 
-    start:      f_0, the expert of the site with the most of every class; of sites with
-                as many of every class, the one with the smallest training loss
+    start:      f_0, the expert of the site with the most images of every class; of sites with
+                about equally many of every class, the one with the smallest training loss
     images:     model inversion of the experts in turn, few images and few steps
     last layer: min_W E[ T²·KL(p(x) ‖ softmax(W·h(x))) + Σ_c s_c·(W·h(x) − f_0(x))_c² ]
 
-with h the features of f_0, which stay as real images made them, and s_c = ρ·n_0c/(n_0c + 10) + ε:
-of a class that its site knows the student keeps its answers; one that it has not seen it learns
-from the others, with caution. Where sites withhold their class counts, their models are taken as they
-are, and the student stays close to its start.
+with h the features of f_0, which were trained on real images and stay as they are, and
+s_c = ρ·n_0c/(n_0c + 10) + ε: for a class of which its site has images, the student's answers stay;
+for a class that its site lacks, it learns from the others, with caution. If sites withhold their
+class counts, their models are used as they are, and the student stays close to its start.
 """
 
 from __future__ import annotations
@@ -56,22 +59,23 @@ NEEDS = (
 )
 
 
-LESSONS = 0.9  #: share of the FLOPs of distillation that views may cost; steps cost next to nothing
+LESSONS = 0.9  #: share of the FLOPs of distillation that views may cost; steps cost very little
 
 
 class LastLayerOptions(Strict):
-    """How the last layer is distilled.
+    """Options of the distillation of the last layer.
 
     Attributes:
-        views: of each bank image, which are random changes of it; fewer where FLOPs are limited.
-        steps: optimization steps of Adam, each on ``batch_size`` views.
-        batch_size: views in each.
-        learning_rate: at the start; it falls along a cosine.
-        temperature: T.
-        trust: ρ, in what the site of the start knows itself.
-        caution: ε, against the others where it knows nothing.
-        augment: random changes.
-        checkpoint_every: steps between checkpoints.
+        views: Views of each bank image, with random changes in each; fewer if a limit of FLOPs
+            requires it.
+        steps: Optimization steps of Adam on the last layer.
+        batch_size: Views in each step.
+        learning_rate: Learning rate of Adam in the first step; it falls along a cosine.
+        temperature: Temperature T of the distillation loss.
+        trust: Weight ρ that keeps the student's answers for classes of which its site has images.
+        caution: Weight ε that keeps the student's answers for all classes.
+        augment: Random changes of each view.
+        checkpoint_every: Steps between checkpoints.
     """
 
     views: int = Field(default=4, ge=1)
@@ -86,14 +90,15 @@ class LastLayerOptions(Strict):
 
 
 class Options(Strict):
-    """Everything that can be chosen, part by part.
+    """Options of headfit.
 
     Attributes:
-        rule: how the outputs of the experts become one; ``auto``: ``class-counts`` if all sites
-            share theirs, else ``probabilities``.
-        synthesis_share: where the run has a limit of FLOPs, the share that the bank may cost.
-        inversion: the image bank.
-        last_layer: the student.
+        rule: Rule that combines the outputs of the experts; ``auto``: ``class-counts`` if all
+            sites share their class counts, else ``probabilities``.
+        synthesis_share: Share of the FLOPs that the image bank may cost, if the run has a limit
+            of FLOPs.
+        inversion: Options of the image bank.
+        last_layer: Options of the student.
     """
 
     rule: Rule = "auto"
@@ -106,15 +111,24 @@ PRESETS: dict[str, Strict] = {"quick": Options(), "paper": Options()}
 
 
 def extend(ensemble: Ensemble, options: Options, earlier: Path, added: Sequence[str]) -> Options:
-    """Options for a run that continues an earlier one when sites come late: images of the new
-    client models alone; the last layer, which costs next to nothing, is taught again."""
+    """Options of a run that adds late-joining sites to an earlier one.
+
+    Images are synthesized only from the new client models; the last layer, which costs very
+    little, is trained again.
+
+    Args:
+        ensemble: All client models, including the new ones.
+        options: Options of a full run.
+        earlier: RUN folder of the earlier global model.
+        added: Names of the late-joining sites.
+    """
     images = max(1, round(options.inversion.images * len(added) / len(ensemble.clients)))
     inversion = options.inversion.model_copy(update={"images": images})
     return options.model_copy(update={"inversion": inversion})
 
 
 def headfit(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The method; every stage resumes where it was."""
+    """headfit; a resumed run continues each stage from its last finished piece."""
     experts = prior_corrected(ensemble.with_rule(options.rule))
     first = broadest_client(experts)
     assert first, "there is a client model"
@@ -128,9 +142,9 @@ def headfit(ensemble: Ensemble, run: Run, options: Options) -> Model:
 
 
 def notes(first: Client, classes: Sequence[str]) -> Iterator[str]:
-    """Whose client model the global model is in most of its layers, and what that one lacks."""
+    """Notes on the client model that most layers come from, and on the classes its site lacks."""
     yield (
-        f"All layers but the last are those of the client model of {first.site}: who gets the "
+        f"All layers but the last are those of the client model of {first.site}: whoever gets the "
         "global model gets them."
     )
     known = knowledge(first, len(classes)) >= 0.5
@@ -138,7 +152,7 @@ def notes(first: Client, classes: Sequence[str]) -> Iterator[str]:
     if lacks:
         yield (
             f"{first.site} has hardly any image of {', '.join(lacks)}: what the global model knows "
-            "of that comes from synthesized images. Look at its recall."
+            "of them comes from synthesized images. Check its recall."
         )
 
 
@@ -149,8 +163,18 @@ def teach_last_layer(
     options: LastLayerOptions,
     stage: Stage,
 ) -> nn.Module:
-    """A copy of the model of ``first`` whose last layer has learned from the experts what its
-    site lacks; in eval mode, on the CPU."""
+    """Train the last layer of one expert on the answers of all.
+
+    Args:
+        experts: The prior-corrected client models.
+        first: The expert that the student starts from.
+        bank: The image bank.
+        options: See :class:`LastLayerOptions`.
+        stage: The stage; it keeps a checkpoint every ``options.checkpoint_every`` steps.
+
+    Returns:
+        The student, in eval mode, on the CPU.
+    """
     task = experts.task
     student = copy.deepcopy(first.model).eval().requires_grad_(False)
     layer = last_layer(student, task.image, len(task.classes)).requires_grad_(True)
@@ -194,9 +218,13 @@ def lessons(
     stage: Stage,
     meter: Meter,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Views of the bank, as many as the FLOPs of the stage pay for, at least one: logits of
-    ``first``, (N, classes), log-probabilities of the experts together, (N, classes), and features
-    of ``first``, (N, D)."""
+    """Outputs for N views of the bank images: ``options.views`` of each or, with a limit of FLOPs,
+    as many as it allows, at least one.
+
+    Returns:
+        Logits of ``first``, (N, classes), log-probabilities of the ensemble of experts,
+        (N, classes), and features of ``first``, (N, D).
+    """
     task = experts.task
     model = copy.deepcopy(first.model).eval()
     layer = last_layer(model, task.image, len(task.classes))
@@ -220,8 +248,8 @@ def lessons(
 
 
 def knowledge(client: Client, classes: int) -> torch.Tensor:
-    """n_c / (n_c + 10), (classes,), of the images n_c that its site has of each class; 1 where it
-    withholds its class counts."""
+    """n_c / (n_c + 10) for each class c, (classes,) in [0, 1], with n_c its training images at the
+    site of ``client``; 1 if the site withholds its class counts."""
     if client.class_counts is None:
         return torch.ones(classes)
     counts = torch.tensor(client.class_counts, dtype=torch.float32)

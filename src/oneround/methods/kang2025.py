@@ -1,7 +1,7 @@
 """Distillation of client models and their noise-adapted copies on pseudo intermediate samples.
 
 Kang et al., *Medical Image Analysis* 105 (2025) 103714; successor of FedISCA (Kang et al.,
-MICCAI 2023). The paper's code is not public and this is our reading of its abstract:
+MICCAI 2023). The paper's code is not public; this is our reading of its abstract:
 
 1. images are synthesized from the client models, kept in a bank and used again;
 2. mixup of bank images with structure noise of many kinds gives pseudo intermediate samples;
@@ -9,14 +9,14 @@ MICCAI 2023). The paper's code is not public and this is our reading of its abst
 4. the student is distilled from both, the originals weighted by λ (the share of the bank
    image in the sample) and the noise-adapted copies by 1 − λ.
 
-What the abstract does not say is an option: which clients judge an image, the balance of the
-synthesis terms, the law of λ, how statistics are adapted, the combination rule, the temperature,
-the student's start. Preset ``paper`` takes FedISCA's public settings where there are any (500
-inversion steps at learning rate 0.05, α_TV 2.5e-5, α_BN 10, batch 256, T = 20, mean of logits).
-``quick`` is ours, for a CPU, chosen on validation images of other seeds than those reported. It
-synthesizes from clients in turn, and distills on bank images alone: at its budget every law of
-λ that we tried lowered the accuracy (docs/explanation/evidence.md). ``--set
-distillation.mix=noise`` switches 2 and 3 on.
+What the abstract does not say is an option: which clients judge an image, the weights of the
+synthesis terms, the distribution of λ, the adaptation of statistics, the combination rule, the
+temperature, the student's start. Preset ``paper`` takes FedISCA's public settings where there are
+any (500 inversion steps at learning rate 0.05, α_TV 2.5e-5, α_BN 10, batch 256, T = 20, mean of
+logits). ``quick`` is ours, for a CPU, chosen on validation images of other seeds than those
+reported. It synthesizes from clients in turn, and distills on bank images alone: at its budget
+every distribution of λ that we tried lowered the accuracy (docs/explanation/evidence.md).
+``--set distillation.mix=noise`` turns on 2 and 3.
 """
 
 from __future__ import annotations
@@ -49,27 +49,29 @@ from oneround.schema import Strict
 NEEDS = "Client models with BatchNorm."
 
 LEAST_STEPS = 0.25
-"""Of the steps of a full run, what an extension takes at least."""
+"""Smallest share of the steps of a full run that an extension takes."""
 
 MOST = 0.5
-"""Of the images of a class: what late sites must have more of, if an extension is to start from
-one of their client models."""
+"""Share of the images of a class above which an extension may start from a client model of a
+late-joining site."""
 
 TEACHERS = ("original", "noise_adapted")
 
 
 class NoiseDistillationOptions(DistillationOptions):
-    """How the student is trained on pseudo intermediate samples.
+    """Options of a student that is trained on pseudo intermediate samples.
 
     Attributes:
-        mix: What a bank image is mixed with. ``noise``: structure noise, which gives pseudo
-            intermediate samples; ``bank``: another bank image (mixup, Zhang et al. 2018);
-            ``none``: nothing.
-        beta: Parameters of λ ~ Beta(a, b), the weight of the bank image.
-        weight_per: One λ for every ``image``; or one for a ``batch``, so that BatchNorm of the
-            student sees one degree of noise at a time, as on FedISCA's trajectory.
-        teachers: ``both``, weighted by λ and 1 − λ, or one of the two ensembles alone.
-        noise_pool: Structure noise images generated ahead and used again at random positions.
+        mix: Images that bank images are mixed with. ``noise``: structure noise, which gives
+            pseudo intermediate samples; ``bank``: other bank images (mixup, Zhang et al. 2018);
+            ``none``: no mixing.
+        beta: Parameters a and b of λ ~ Beta(a, b), the share of the bank image in a mixture.
+        weight_per: One λ for each ``image``, or one for each ``batch``, so that the student's
+            BatchNorm sees one degree of noise at a time, as on FedISCA's trajectory.
+        teachers: Teachers of the student: the client models (``original``), their
+            ``noise-adapted`` copies, or ``both``, weighted by λ and 1 − λ.
+        noise_pool: Images of structure noise, generated once and used again with random cyclic
+            shifts.
     """
 
     mix: Literal["noise", "bank", "none"] = "noise"
@@ -80,16 +82,17 @@ class NoiseDistillationOptions(DistillationOptions):
 
 
 class Options(Strict):
-    """Everything that can be chosen, part by part.
+    """Options of kang2025.
 
     Attributes:
-        rule: How the outputs of the client models become one; ``auto``: ``class-counts`` if
-            all sites share theirs, else ``probabilities``.
-        synthesis_share: Share of the FLOPs that the bank may cost, where the run has a limit.
-        inversion: The image bank.
-        noise: Structure noise.
-        adaptation: The noise-adapted copies.
-        distillation: The student.
+        rule: Rule that combines the outputs of the client models; ``auto``: ``class-counts`` if
+            all sites share their class counts, else ``probabilities``.
+        synthesis_share: Share of the FLOPs that the image bank may cost, if the run has a limit
+            of FLOPs.
+        inversion: Options of the image bank.
+        noise: Options of structure noise.
+        adaptation: Options of the noise-adapted client models.
+        distillation: Options of the student.
     """
 
     rule: Rule = "auto"
@@ -126,18 +129,18 @@ PRESETS: dict[str, Strict] = {
 
 
 def extend(ensemble: Ensemble, options: Options, earlier: Path, added: Sequence[str]) -> Options:
-    """Options for a run that continues an earlier one when sites come late.
+    """Options of a run that adds late-joining sites to an earlier one.
 
-    Images of the new client models alone, as many for each as every other has, and a share of the
-    steps. From the earlier global model; but where the late sites have more than half of the
-    images of some class, which that model can hardly know, and a full run would start from one of
-    them, from there.
+    Images are synthesized only from the new client models, as many for each as for any other, and
+    the student takes a share of the steps. It starts from the earlier global model. Exception: if
+    the late-joining sites have more than half of the images of some class, which that model can
+    hardly know, and a full run would start from one of their client models, so does this one.
 
     Args:
-        ensemble: all client models, the new ones too.
-        options: of a full run.
+        ensemble: All client models, including the new ones.
+        options: Options of a full run.
         earlier: RUN folder of the earlier global model.
-        added: sites that are new.
+        added: Names of the late-joining sites.
     """
     late = [client.site in added for client in ensemble.clients]
     share = sum(late) / len(late)
@@ -161,7 +164,7 @@ def extend(ensemble: Ensemble, options: Options, earlier: Path, added: Sequence[
 
 
 def kang2025(ensemble: Ensemble, run: Run, options: Options) -> Model:
-    """The method; every stage resumes where it was."""
+    """kang2025; a resumed run continues each stage from its last finished piece."""
     ensemble, task = ensemble.with_rule(options.rule), ensemble.task
     noise = StructureNoise(task.image, options.noise)
     synthesis = run.stage("synthesis", folder="bank", share=options.synthesis_share)
@@ -178,11 +181,11 @@ def kang2025(ensemble: Ensemble, run: Run, options: Options) -> Model:
 
 
 class Teachers:
-    """The client models and their noise-adapted copies, each asked if it has a weight.
+    """The client models and their noise-adapted copies as teachers: both, or the one with a weight.
 
     Attributes:
         clients: The client models.
-        names: Of the teachers in the log, if there are two.
+        names: Names of the teachers in the log, if there are two.
     """
 
     clients: tuple[Client, ...]
@@ -202,14 +205,15 @@ class Teachers:
         self._asked = [ensemble.folded() for ensemble in asked]
 
     def __call__(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
-        """Log-probabilities, (B, classes), or of both, (2, B, classes)."""
+        """Log-probabilities of the one teacher, (B, classes), or of both, (2, B, classes), for
+        network input (B, C, H, W)."""
         answers = [ensemble(x, asked) for ensemble in self._asked]
         return torch.stack(answers) if len(answers) > 1 else answers[0]
 
 
 class Mixtures:
-    """Samples x̃ = λ·x_s + (1 − λ)·x_n of bank images x_s and structure noise x_n, or whatever
-    else ``options.mix`` says, and the weights of the teachers."""
+    """Pseudo intermediate samples x̃ = λ·x_s + (1 − λ)·x_n of bank images x_s and structure noise
+    x_n, or the mixtures that ``options.mix`` names, with the weights of the teachers."""
 
     def __init__(
         self,
@@ -224,14 +228,16 @@ class Mixtures:
             self.noise = noise.sample(options.noise_pool, stage.generator("noise")).half()
 
     def __call__(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples x̃, (count, C, H, W), and weights: λ and 1 − λ, (2, count), if both teach."""
+        """Samples x̃, (count, C, H, W), and the weights of the teachers: λ and 1 − λ, (2, count), if
+        there are two, else 1, (count,)."""
         x, share = self.draw(count, generator)
         if self.options.mix == "noise" and self.options.teachers == "both":
             return x, torch.stack([share, 1 - share])
         return x, torch.ones(count)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples x̃, (count, C, H, W), and the share λ of the bank image in each, (count,)."""
+        """Samples x̃, (count, C, H, W), and the share λ of the bank image in each, (count,) in
+        [0, 1]."""
         options = self.options
         if options.mix == "none":
             return bank_samples(self.bank, options.augment)(count, generator)
@@ -246,14 +252,14 @@ class Mixtures:
         return part * augment(images, options.augment, generator) + (1 - part) * other, share
 
     def _noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Noise images from the pool, all at one random cyclic shift."""
+        """Images of structure noise from the pool, all with the same random cyclic shift."""
         noise = self.noise[torch.randint(len(self.noise), (count,), generator=generator)].float()
         shifts = [int(torch.randint(side, (), generator=generator)) for side in noise.shape[-2:]]
         return noise.roll(shifts, (-2, -1))
 
 
 def beta(count: int, a: float, b: float, generator: torch.Generator) -> torch.Tensor:
-    """(count,) samples of Beta(a, b), which torch cannot sample with a generator of its own."""
+    """Samples of Beta(a, b), (count,) in [0, 1]; torch's own sampler takes no generator."""
     if a == b == 1:
         return torch.rand(count, generator=generator)
     with torch.random.fork_rng(devices=[]):
@@ -267,7 +273,7 @@ def pictures(
     options: NoiseDistillationOptions,
     samples: Mixtures,
 ) -> NoisePictures:
-    """Noise and mixtures for the report; where none are used, what they would have been."""
+    """Examples of structure noise and mixtures for the report, also if the run uses none."""
     generator = torch.Generator().manual_seed(0)
     names = noise.options.families
     families = torch.arange(len(names)).repeat_interleave(PER_KIND)
