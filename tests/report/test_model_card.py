@@ -19,7 +19,7 @@ def test_card_of_a_run(tmp_path: Path, submissions: list[Submission]) -> None:
     aggregate(tiny.STUDY, submissions, out=tmp_path, options=options)
     text = write_model_card(tmp_path).read_text("utf-8")
     for part in (*tiny.CLASSES, "Not a medical device", Ledger.read(tmp_path).entries[0].model,
-                 *(s.sha256 for s in submissions), "Not measured where it was made"):  # fmt: skip
+                 *(s.sha256 for s in submissions), "Not measured at the coordinator"):  # fmt: skip
         assert part in text
 
 

@@ -1,4 +1,4 @@
-"""For people: a self-contained HTML page for each run, and the card of its global model."""
+"""The report of a run, as a self-contained HTML page, and the model card of its global model."""
 
 from oneround.report.model_card import write_model_card
 from oneround.report.page import write_report

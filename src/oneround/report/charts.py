@@ -1,4 +1,4 @@
-"""Line charts: here the geometry, in the template the SVG."""
+"""Geometry of line charts; the template writes the SVG."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from typing import Any
 
 Points = Sequence[tuple[float, float]]
 Tick = tuple[float, str]
-"""Position in the drawing and its text."""
+"""Position of a tick in the chart, and its text."""
 
 _POINTS = 200  # of a line; more cannot be seen
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 8, 34  # margins of the drawing
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 8, 34  # margins of the chart
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One drawing of ``width`` × ``height`` units.
+    """A line chart of ``width`` × ``height`` SVG units.
 
     Attributes:
-        lines: label and SVG path of every series; the path of an empty one is empty.
-        frame: left, top, right and bottom of the plot.
+        title: Title of the chart.
+        x_label: Label of the horizontal axis.
+        lines: Label and SVG path of each series; the path of an empty series is empty.
+        x_ticks: Ticks of the horizontal axis.
+        y_ticks: Ticks of the vertical axis.
+        width: Width in SVG units.
+        height: Height in SVG units.
+        frame: Left, top, right and bottom of the plot, in SVG units.
     """
 
     title: str
@@ -42,7 +48,8 @@ def line_chart(
     x_label: str,
     height: float = 200,
 ) -> Chart:
-    """``series`` as lines; logarithmic when half the values crowd below 1/20 of the largest."""
+    """A chart of ``series``; the vertical axis is logarithmic if all values are positive and their
+    median is below 1/20 of the largest."""
     width = 320.0
     left, top, right, bottom = _LEFT, _TOP, width - _RIGHT, height - _BOTTOM
     values = [y for points in series.values() for _, y in points]
@@ -63,11 +70,11 @@ def line_chart(
 
 
 def phase_charts(phase: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """One chart for every number that a phase logged.
+    """One chart for each number that a phase logged.
 
     Args:
-        phase: rows of numbers, as one list, split by their ``shard`` if they have one, or as
-            one list for each site.
+        phase: Log entries: one list, divided by ``shard`` if the entries have one, or one list for
+            each site.
     """
     groups = phase if isinstance(phase, Mapping) else _by_shard(phase)
     rows = [row for group in groups.values() for row in group]
@@ -108,8 +115,8 @@ def axis(
 ) -> tuple[Callable[[float], float], list[Tick]]:
     """A function from values to positions between ``start`` and ``end``, and the ticks.
 
-    The axis ends at ticks, or, when ``tight``, at the smallest and largest value. If all values
-    are the same, that is the one tick, in the middle.
+    The axis ends at ticks or, if ``tight``, at the smallest and largest value. If all values are
+    equal, there is one tick, in the middle.
     """
     from matplotlib.ticker import MaxNLocator  # takes a second to import
 
@@ -135,9 +142,10 @@ def axis(
 def log_axis(
     values: Sequence[float], start: float, end: float, *, text: Callable[[float], str]
 ) -> tuple[Callable[[float], float], list[Tick]]:
-    """Logarithmic and a little wider than the positive ``values``; what is not positive is first.
+    """A logarithmic axis, slightly wider than the range of the positive ``values``.
 
-    Ticks are powers of ten, or 1, 2 and 5 times those when the values span less than two.
+    Values that are not positive are placed at ``start``. Ticks are powers of ten or, if the axis
+    spans less than two of them, 1, 2 and 5 times powers of ten.
     """
     low, high = math.log10(min(values)), math.log10(max(values))
     wider = max(0.2, 0.04 * (high - low))
@@ -164,5 +172,5 @@ def _thin(points: Points) -> Points:
 def line_path(
     points: Points, x_at: Callable[[float], float], y_at: Callable[[float], float]
 ) -> str:
-    """An SVG path; the empty last segment makes a single point visible."""
+    """The SVG path of a line; its empty last segment makes a single point visible."""
     return "M" + "L".join(f"{x_at(x)} {y_at(y)}" for x, y in points) + "h0" if points else ""

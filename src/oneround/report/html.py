@@ -1,4 +1,4 @@
-"""What every HTML page shares: style, repeated parts, numbers as people write them."""
+"""Shared by all HTML pages: style sheet, template parts and number formats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from oneround.report import units
 
 
 def environment(folder: Path) -> Environment:
-    """For the templates in ``folder``, with ``page.css`` and ``parts.html.j2`` of this package."""
+    """Jinja environment for the templates in ``folder``, with this package's ``page.css`` and
+    ``parts.html.j2``."""
     environment = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,

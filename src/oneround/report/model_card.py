@@ -1,4 +1,4 @@
-"""The model card: what must be known before the global model is used, for those who get it."""
+"""The model card: what everyone who receives the global model must know before using it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ def write_model_card(run: Path) -> Path:
         "## Intended use",
         "",
         f"{config.intended_use} It gives one of {len(config.classes)} classes to an image: "
-        f"{', '.join(config.classes)}. It always gives one of them, to any image.",
+        f"{', '.join(config.classes)}. It gives one of them to any image, whatever it shows.",
         "",
         "## How it was made",
         "",
         f"One-shot federated learning with OneRound {results.oneround}, method `{results.method}`, "
         f"from {len(results.submissions)} client models that hospitals trained on their own "
-        "images. No image left a hospital: it was made of these models and of synthesized images.",
+        "images. No image left a hospital: the global model was made from these models and from "
+        "synthesized images.",
         "",
         f"- input: {config.image.channels} × {height} × {width}, mean {list(config.image.mean)}, "
         f"std {list(config.image.std)}",
@@ -64,10 +65,10 @@ def write_model_card(run: Path) -> Path:
         "",
         "## What to watch",
         "",
-        "- The coordinator had no image to test it on: evaluate it on images of your own before "
-        "anything else (`oneround evaluate`).",
-        "- It knows the kinds of images that the sites had. Other scanners, stains and patients "
-        "may be judged worse, and nothing in the output says so.",
+        "- The coordinator had no images to test it on: evaluate it on your own images before any "
+        "other use (`oneround evaluate`).",
+        "- It was trained for the kinds of images that the sites had. It may be less accurate for "
+        "other scanners, stains and patients, and nothing in its output says so.",
         "- The weights may reveal something about the images that client models were trained on: "
         "treat them as the study's agreement says.",
         *(f"- {_as_text(note)}" for note in results.notes),
@@ -79,28 +80,29 @@ def write_model_card(run: Path) -> Path:
 
 
 def _as_text(note: str) -> str:
-    """A note on one line, whose words are no Markdown: a part may be from a stranger."""
+    """A note on one line, with Markdown escaped, since a part of it may come from a stranger."""
     return re.sub(r"([\\`*<>\[\]|#])", r"\\\1", " ".join(note.split()))
 
 
 def _history(ledger: Ledger) -> list[str]:
-    """One line for each global model; the sites that left, and what that means."""
-    return [f"{number}. {_told(entry)}" for number, entry in enumerate(ledger.entries, 1)]
+    """One line for each global model, with late-joining and withdrawn sites."""
+    return [f"{number}. {_described(entry)}" for number, entry in enumerate(ledger.entries, 1)]
 
 
-def _told(entry: Entry) -> str:
+def _described(entry: Entry) -> str:
     sites = ", ".join(entry.submissions)
     made = f"{entry.created}, model `{entry.model[:12]}…`, from {sites}"
     if entry.how == "extension":
         return (
-            f"{made}: {', '.join(entry.added)} came late, and the work on the model before went on."
+            f"{made}: {', '.join(entry.added)} came late, and the run of the earlier model was "
+            "continued."
         )
     if entry.how == "withdrawal":
         gone = ", ".join(entry.withdrawn)
         return (
-            f"{made}: {gone} withdrew. This model was made anew from the submissions that are "
-            f"left, and nothing that was computed from a submission of {gone} went into it. "
-            "Models above that it was a part of must not be used any more."
+            f"{made}: {gone} withdrew. This model was made again from the remaining submissions, "
+            f"and nothing that was computed from a submission of {gone} went into it. "
+            f"Earlier models that {gone} contributed to must not be used any more."
         )
     return f"{made}."
 
@@ -112,16 +114,18 @@ def _metrics(results: Results, sites: list[SiteEvaluation]) -> list[str]:
             f"At the sites, on {pooled.images} images of their own: accuracy {pooled.accuracy:.3f} "
             f"(95 % interval {pooled.interval[0]:.3f} to {pooled.interval[1]:.3f}).",
             "",
-            "| site | images | accuracy | of its own model |",
+            "| site | images | accuracy | accuracy of its own model |",
             "|---|---|---|---|",
         ]
         for one in sites:
-            own = "not told" if one.own is None else f"{one.own.accuracy:.3f}"
+            own = "not reported" if one.own is None else f"{one.own.accuracy:.3f}"
             lines.append(f"| {one.site} | {one.images} | {one.global_model.accuracy:.3f} | {own} |")
         return lines
     metrics = results.models.global_model
     if metrics is None:
-        return ["Not measured where it was made. Metrics from the sites are in their own files."]
+        return [
+            "Not measured at the coordinator. Metrics from the sites are in files of their own."
+        ]
     low, high = metrics.intervals["accuracy"]
     return [
         f"On {metrics.images} test images: accuracy {metrics.accuracy:.3f} "

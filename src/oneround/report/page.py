@@ -1,4 +1,4 @@
-"""From the files of a run to ``report.html``. Nothing is computed anew."""
+"""Write ``report.html`` from the files of a run; nothing is computed again."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from oneround.report.summary import rows, verdict
 
 
 def write_report(run: Path) -> Path:
-    """Write ``run/report.html``: one page without external links or scripts.
+    """Write ``run/report.html``, a page without external links or scripts.
 
-    Reads ``results.json`` and, if they are there, ``curves.json`` and ``gallery.safetensors``;
-    a part that is missing in them is left out of the page.
+    Reads ``results.json`` and, if they exist, ``curves.json`` and ``gallery.safetensors``; the
+    page leaves out what they do not contain.
 
     Returns:
         The path of the page.
@@ -61,13 +61,13 @@ def write_report(run: Path) -> Path:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The object in ``path``; empty when there is no such file."""
+    """The JSON object in ``path``; empty if there is no such file."""
     content = read_json(path) if path.exists() else {}
     if not isinstance(content, dict):
         raise OneRoundError(
             "this is not a JSON object.",
             file=path,
-            remedy="Run the same command again with --resume, which writes it anew.",
+            remedy="Run the same command again with --resume, which writes it again.",
         )
     return content
 
@@ -76,7 +76,7 @@ def _roc_chart(metrics: Mapping[str, Any]) -> Chart | None:
     if not metrics.get("roc"):
         return None
     return line_chart(
-        "ROC, true against false positive rate of each class",
+        "ROC curve: true against false positive rate of each class",
         metrics["roc"],
         x_label="false positive rate",
         height=320,

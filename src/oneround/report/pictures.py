@@ -1,4 +1,4 @@
-"""The gallery of a run as PNG images inside the page."""
+"""The example images of a run as PNG images inside the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ _SIDE = 96  # of the largest image; smaller ones are enlarged to about 64
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: data URI, text for those who cannot see it, caption, size on the page."""
+    """One image on the page.
+
+    Attributes:
+        uri: The image as a data URI.
+        alt: Text in place of the image, for screen readers.
+        caption: Text below the image; may be empty.
+        width: Width on the page, in pixels.
+        height: Height on the page, in pixels.
+    """
 
     uri: str
     alt: str
@@ -33,13 +41,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What the networks saw.
+    """Example images of a run.
 
     Attributes:
-        bank: synthesized images by class.
-        noise: structure noise by family.
-        mixed: pseudo intermediate samples, falling λ.
-        mix: what the student's samples were mixed with: ``noise``, ``bank`` or ``none``.
+        bank: Bank images by class.
+        noise: Structure noise by family.
+        mixed: Pseudo intermediate samples, the largest λ first.
+        mix: What bank images were mixed with: ``noise``, ``bank`` or ``none``.
     """
 
     bank: dict[str, list[Picture]]
@@ -49,11 +57,12 @@ class Gallery:
 
 
 def read_gallery(path: Path, classes: Sequence[str]) -> Gallery | None:
-    """The gallery in ``path``, or ``None`` when there is no such file.
+    """The gallery in ``path``, or ``None`` if there is no such file.
 
-    The file holds ``bank``, ``noise`` and ``mixed``, each (N, C, H, W) ``uint8`` and optional,
-    ``bank_targets`` and ``noise_families``, (N,) ``int64``, ``mixed_lambda``, (N,) ``float32``,
-    and in its metadata ``about``: JSON with ``noise_families``, a list of names, and ``mix``.
+    The file of :func:`oneround.distillation.gallery.write_gallery` holds ``bank``, ``noise`` and
+    ``mixed``, each (N, C, H, W) ``uint8`` and optional; ``bank_targets`` and ``noise_families``,
+    (N,) ``int64``; ``mixed_lambda``, (N,) ``float32``; and in its metadata ``about``: JSON with
+    ``noise_families``, a list of names, and ``mix``.
 
     Raises:
         OneRoundError: the file cannot be read.
@@ -107,7 +116,7 @@ def _mixed(tensors: dict[str, Tensor]) -> list[Picture]:
 
 
 def _budget(images: Tensor, *, groups: int) -> tuple[int, int]:
-    """Longest side in pixels, and images for each group."""
+    """Longest side in pixels, and number of images in each group, within the size of the page."""
     channels, longest = images.shape[1], max(images.shape[2:])
     room = _BYTES / (channels * max(1, groups))
     side = min(_SIDE, longest, int(room**0.5))
@@ -115,7 +124,7 @@ def _budget(images: Tensor, *, groups: int) -> tuple[int, int]:
 
 
 def _picture(image: Tensor, side: int, alt: str, caption: str = "") -> Picture:
-    """A (C, H, W) ``uint8`` image, reduced to ``side`` and shown at a whole multiple of that."""
+    """An image, (C, H, W) ``uint8``, reduced to ``side`` and shown at a whole multiple of it."""
     pixels = image.movedim(0, -1).squeeze(-1).numpy()
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side), Image.Resampling.BOX)

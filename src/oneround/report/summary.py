@@ -1,4 +1,4 @@
-"""The models of a run side by side, and what that comes to in one paragraph."""
+"""The models of a run in comparison, and their verdict in one paragraph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ _COMBINED = {
 
 @dataclass(frozen=True)
 class Row:
-    """One model: its name, its kind (a key of ``models``), its metrics, the bytes it took."""
+    """One model of a run.
+
+    Attributes:
+        name: Name of the model on the page.
+        kind: Its key among the ``models`` of ``results.json``.
+        metrics: Its metrics on the test images, by name.
+        bytes_sent: Bytes that were sent for it; ``None``: not known.
+    """
 
     name: str
     kind: str
@@ -27,7 +34,7 @@ class Row:
 
 
 def rows(results: Mapping[str, Any]) -> list[Row]:
-    """Every model that was measured: global, ensemble, FedAvg, then the sites."""
+    """All models that were evaluated: global model, ensemble, FedAvg, then those of the sites."""
     models = results.get("models") or {}
     in_all = (results.get("cost") or {}).get("bytes_sent")
     sent = {s["site"]: s.get("bytes") for s in results.get("submissions") or []}
@@ -44,13 +51,13 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
 
 
 def verdict(models: Sequence[Row], pooled: Pooled | None = None) -> str:
-    """The first model against the best site and all other combined ones, for better or worse; or,
-    where no model was measured here, what the sites say of it together."""
+    """The first model in comparison with the best site and all combined models, in one paragraph;
+    or, if no model was evaluated here, the metrics that the sites report together."""
     if not models and pooled:
         return (
             "The global model was made without a single image. At the sites it reaches "
-            f"{percent(pooled.accuracy)} accuracy on {pooled.images:,} images of their own, and "
-            f"least at {pooled.worst}."
+            f"{percent(pooled.accuracy)} accuracy on {pooled.images:,} of their own images; it is "
+            f"lowest at {pooled.worst}."
         )
     if not models:
         return (

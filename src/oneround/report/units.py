@@ -1,4 +1,4 @@
-"""Numbers as people write them."""
+"""Number formats of reports: percent, SI prefixes, durations."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ SPACE = "\u202f"  # narrow, and no line break between number and unit
 
 
 def percent(share: float | None) -> str:
-    """A share in [0, 1]: ``91.2 %``."""
+    """A share in [0, 1] in percent: ``91.2 %``."""
     return "–" if share is None else f"{100 * share:.1f}{SPACE}%"
 
 
 def decimal(value: float | None) -> str:
-    """Three decimals: ``0.987``."""
+    """A number with three decimals: ``0.987``."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def interval(bounds: Sequence[float], number: Callable[[float], str]) -> str:
-    """Both ends and the unit once: ``89.4–92.5 %``."""
+    """Both ends of an interval, with the unit once: ``89.4–92.5 %``."""
     low, high = map(number, bounds)
     return f"{low.removesuffix(f'{SPACE}%')}–{high}"
 
 
 def plus_minus(mean: float, deviation: float | None, number: Callable[[float], str]) -> str:
-    """Mean and standard deviation, the unit once: ``89.4 ± 0.6 %``; or the mean alone."""
+    """Mean and standard deviation, with the unit once: ``89.4 ± 0.6 %``; or the mean alone."""
     if deviation is None:
         return number(mean)
     return f"{number(mean).removesuffix(f'{SPACE}%')}{SPACE}±{SPACE}{number(deviation)}"
 
 
 def points(difference: float) -> str:
-    """A difference of shares in points of percent, always with a sign: ``+1.2``, ``−0.4``."""
+    """A difference of shares in percentage points, always with a sign: ``+1.2``, ``−0.4``."""
     return f"{100 * difference:+.1f}".replace("-", "−").replace("−0.0", "+0.0")
 
 
 def si(value: float | None, unit: str) -> str:
-    """Three digits and an SI prefix: ``1.23 GB``, ``45.6 TFLOP``."""
+    """A value with three digits, SI prefix and unit: ``1.23 GB``, ``45.6 TFLOP``."""
     if value is None:
         return "–"
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
@@ -48,7 +48,7 @@ def si(value: float | None, unit: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """The two largest units: ``3.2 s``, ``4 min 5 s``, ``2 h 3 min``."""
+    """A time in seconds in its two largest units: ``3.2 s``, ``4 min 5 s``, ``2 h 3 min``."""
     if seconds is None:
         return "–"
     if seconds < 59.5:
