@@ -222,7 +222,7 @@ def test_what_cannot_be_simulated(tmp_path: Path) -> None:
         run(tmp_path, data, partition="site")
     with pytest.raises(OneRoundError, match="cannot be divided among 100 sites"):
         run(tmp_path, data, partition="iid", sites=100)
-    with pytest.raises(OneRoundError, match="never did all 40 sites"):
+    with pytest.raises(OneRoundError, match="gives each of the 40 sites"):
         run(tmp_path, data, sites=40)
     with pytest.raises(OneRoundError, match="number of sites is 0"):
         run(tmp_path, data, partition="iid", sites=0)

@@ -1,1 +1,1 @@
-"""What a researcher does: sites simulated in one process, and benchmarks."""
+"""For researchers: simulation of sites in one process, and benchmarks of methods."""

@@ -1,6 +1,6 @@
-"""Many sites in one process, on one data set: for research and for the demo.
+"""Simulation of many sites in one process, on one data set, for research and for the demo.
 
-The same functions as at the hospitals and at the coordinator, one after the other. The test
+It calls the same functions as the hospitals and the coordinator do, one after the other. The test
 split is used at the very end, and only to report.
 """
 
@@ -60,14 +60,14 @@ def prepare(
     """A data set, and a study that fits it.
 
     Args:
-        data: anything that :func:`oneround.data.read_splits` reads.
-        size: side of the images; their own by default.
-        architectures: allowed networks; that of the preset by default.
-        preset_name: of the network and the training recipe.
-        training: changes of the recipe, such as ``training.epochs=5``.
-        seed: of the study.
-        max_skipped: see :func:`oneround.data.read_splits`.
-        download: as there.
+        data: Anything that :func:`oneround.data.read_splits` reads.
+        size: Height and width of the images, in pixels; their own size by default.
+        architectures: Allowed architectures; that of the preset by default.
+        preset_name: Preset of architecture and training recipe.
+        training: Changes to the training recipe, such as ``training.epochs=5``.
+        seed: Seed of the study.
+        max_skipped: See :func:`oneround.data.read_splits`.
+        download: See :func:`oneround.data.read_splits`.
 
     Raises:
         OneRoundError: the data set cannot be read or has only one class, or an option is not
@@ -125,32 +125,31 @@ def simulate(
     fabric: Fabric | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Results:
-    """Divide, train at every site, submit, aggregate, evaluate.
+    """Simulate a study: divide the data, train and submit at each site, aggregate, evaluate.
 
     Args:
-        splits: the data set; sites get disjoint parts of ``train`` and ``val``.
-        study: the agreement; its seed decides the partition and everything else. Site k uses
-            architecture k modulo their number.
-        sites: number of sites; ignored when ``partition`` is ``site``.
+        splits: The data set; sites get disjoint parts of ``train`` and ``val``.
+        study: The study; all random numbers, also those of the partition, follow from its seed.
+            Site k uses architecture k modulo their number.
+        sites: Number of sites; ignored if ``partition`` is ``site``.
         partition: ``iid``, ``dirichlet`` over labels, or ``site`` by the site column.
-        out: RUN folder; see :func:`oneround.coordinator.aggregate.aggregate`, also for all that
-            is not listed here.
-        method: how the global model is made.
-        preset: of the method.
-        options: of the method.
-        beta: of the Dirichlet partition.
-        flops: that the method may spend.
-        resume: continue an interrupted run.
-        device: where to compute.
-        fabric: device and precision, in place of ``device``.
-        callbacks: watch the run.
+        out: RUN folder; see :func:`oneround.coordinator.aggregate.aggregate`.
+        method: Name of the method, or a method of your own.
+        preset: Preset of the method's options; ``quick`` by default.
+        options: Changes to the preset, or complete options.
+        beta: Concentration β of the Dirichlet partition, above 0.
+        flops: Limit of FLOPs of the method; ``None``: no limit.
+        resume: Whether to continue an interrupted run.
+        device: Device to compute on; ``auto``: a GPU if there is one.
+        fabric: Device and precision, in place of ``device``.
+        callbacks: Called after every step.
 
     Returns:
-        What is in ``results.json``.
+        The content of ``results.json``.
 
     Raises:
-        OneRoundError: no test images, a partition that is not possible, a site that the study
-            does not allow, or anything that training and distillation raise.
+        OneRoundError: there are no test images, the partition is not possible, the study does not
+            allow a site, or training or the method fails.
     """
     if splits.test is None or not len(splits.test):
         raise OneRoundError(
@@ -187,7 +186,11 @@ def simulate(
 def divide(
     splits: Splits, study: Study, sites: int, partition: Partition, beta: float
 ) -> dict[str, tuple[ImageSet, ImageSet | None]]:
-    """Training and validation images of every site."""
+    """Training and validation images of each site, by its name; arguments as :func:`simulate`.
+
+    Raises:
+        OneRoundError: the partition is not possible.
+    """
     if partition == "site":
         return _by_column(splits)
     if len(splits.train) < sites:
@@ -231,7 +234,7 @@ def _by_column(splits: Splits) -> dict[str, tuple[ImageSet, ImageSet | None]]:
 def train_sites(
     run: Run, study: Study, parts: dict[str, tuple[ImageSet, ImageSet | None]]
 ) -> list[Submission]:
-    """Every site trains and submits; what is there already is kept."""
+    """Train and submit at each site; submissions that exist already are kept."""
     assert run.path is not None, "submissions are files"
     folder = run.path / "submissions"
     folder.mkdir(exist_ok=True)
@@ -254,7 +257,7 @@ def evaluate_all(
     test: ImageSet,
     rule: Rule,
 ) -> tuple[Models, list[str]]:
-    """Metrics of all models on the test images, and notes on what could not be evaluated."""
+    """Metrics of all models on the test images, and notes on models that could not be evaluated."""
     ensemble = ensemble_of(submissions, study)
     notes = [
         f"{s.manifest.site} has no training image of class {study.classes[c]}."

@@ -79,7 +79,7 @@ def test_both_pages_say_the_same(made):
 
 def test_the_first_sentence_names_the_best_two(made):
     assert re.search(
-        r"kang2025 has the highest balanced accuracy, \d+\.\d ± 0\.\d %, in the mean over "
+        r"kang2025 has the highest balanced accuracy, \d+\.\d ± 0\.\d %, on average over "
         r"6 settings; next is fedisca with \d+\.\d %\.",
         made[2].replace("\u202f", " "),
     )

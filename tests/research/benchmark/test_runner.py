@@ -113,9 +113,7 @@ def test_a_setting_is_never_compared_on_two_sets_of_client_models(folder: Path) 
         cells.append_cell(other, row.model_copy(update={"clients": "another machine's"}), [])
     told: list[str] = []
     assert run(small, folder, "other", tell=told.append) == Outcome(3, 3)
-    assert (
-        told[0] == "colors, iid, 2 sites, seed 1: 2 cells again, their client models are not here"
-    )
+    assert told[0] == "colors, iid, 2 sites, seed 1: 2 cells run again, client models are missing"
     again = {row.entry: row.clients for row in cells.read_cells(other)}
     assert again == {row.entry: row.clients for row in finished}
     told.clear()

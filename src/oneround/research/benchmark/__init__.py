@@ -1,1 +1,1 @@
-"""Many methods on many settings: a table of cells, its statistics, and a page."""
+"""Benchmarks: many methods on many settings, as a table of cells, its statistics and a page."""

@@ -1,4 +1,4 @@
-"""``cells.csv`` and ``curves.csv``: what a benchmark has measured so far."""
+"""``cells.csv`` and ``curves.csv``: the results of a benchmark so far."""
 
 from __future__ import annotations
 
@@ -25,19 +25,30 @@ Label = Annotated[str, Field(min_length=1)]
 
 
 class Cell(Strict):
-    """One row of ``cells.csv``: one method, finished on one setting with one seed.
+    """One row of ``cells.csv``: the result of one method on one setting with one seed.
 
     Attributes:
-        sites: number of sites.
-        architecture: of the client models.
-        comparison: what the entries of one table have in common, e.g. ``equal FLOPs``.
-        entry: the method with its options, as it is called in tables.
-        auroc: ``None`` where it is not defined.
-        worst_class: the smallest recall of a class.
-        clients: hash of the weights of the client models, the same for all entries of one
+        data: Name of the data set.
+        partition: Partition of the data set among the sites.
+        sites: Number of sites.
+        seed: Seed of partition, client training and method.
+        architecture: Architecture of the client models.
+        comparison: What the entries of one table have in common, such as ``equal FLOPs``.
+        entry: Name of the method with its options in tables.
+        method: Name of the method.
+        accuracy: Accuracy of the global model, in [0, 1].
+        balanced_accuracy: Mean recall over classes, in [0, 1].
+        auroc: Area under the ROC curve, in [0, 1]; ``None`` if it is not defined.
+        ece: Expected calibration error, in [0, 1].
+        worst_class: Smallest recall of a class, in [0, 1].
+        flops: FLOPs of the method.
+        seconds: Wall-clock time of the method, in seconds.
+        peak_memory_bytes: Highest memory of the method, in bytes.
+        bytes_sent: Bytes sent by all sites and to all sites.
+        clients: Hash of the weights of the client models, the same for all entries of one
             setting and seed.
-        cell: hash; different for every row.
-        command: repeats this cell.
+        cell: Hash of everything that decides the result; different in each row.
+        command: Command that repeats this cell.
     """
 
     data: Label
@@ -63,7 +74,14 @@ class Cell(Strict):
 
 
 class CurvePoint(Strict):
-    """The model of a cell on the way: what was spent until then, and how good it was."""
+    """The student of a cell during the run: its cost so far, and its accuracy.
+
+    Attributes:
+        flops: FLOPs of the method so far.
+        seconds: Time of the method so far, in seconds.
+        accuracy: Accuracy on the test images, in [0, 1].
+        balanced_accuracy: Mean recall over classes, in [0, 1].
+    """
 
     flops: Count
     seconds: Seconds
@@ -82,7 +100,7 @@ _CURVE_COLUMNS = ("cell", *CurvePoint.model_fields)
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """The finished cells, in the order in which they were finished; none without a table.
+    """The finished cells in the order in which they were finished; empty if there is no table.
 
     Raises:
         OneRoundError: the table is damaged, or names a cell twice.
@@ -93,7 +111,7 @@ def read_cells(folder: Path) -> list[Cell]:
     for cell in cells:
         if cell.cell in seen:
             raise OneRoundError(
-                f"the cell {cell.cell} is there twice.",
+                f"the cell {cell.cell} is in it twice.",
                 file=path,
                 remedy="Remove one of the two lines, then run the same command again.",
             )
@@ -102,7 +120,7 @@ def read_cells(folder: Path) -> list[Cell]:
 
 
 def read_curves(folder: Path) -> dict[str, list[CurvePoint]]:
-    """The curve of each cell that has one, also of cells that were never finished.
+    """The curve of each cell that has one, by its hash, including cells that are not finished.
 
     Raises:
         OneRoundError: the table is damaged.
@@ -115,10 +133,10 @@ def read_curves(folder: Path) -> dict[str, list[CurvePoint]]:
 
 
 def append_cell(folder: Path, row: Cell, curve: Sequence[CurvePoint]) -> None:
-    """Add a finished cell; ``curve`` may be empty. One process at a time.
+    """Add a finished cell and its curve, which may be empty. One process at a time.
 
-    The curve is written first: the row says that the cell is finished, so whatever interrupts
-    this leaves either all of the cell or a cell that is run again, whose curve is then replaced.
+    The curve is written first, since the row marks the cell as finished: an interruption leaves
+    either the whole cell or a cell that is run again, whose curve is then replaced.
 
     Raises:
         OneRoundError: a table is damaged, or the folder is missing, not writable or full.
@@ -139,7 +157,7 @@ def _read(path: Path, kind: type[Row], columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _lines(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """Numbers and fields of all lines but the first; none without a file."""
+    """Number and fields of each line after the first; empty if there is no file."""
     try:
         text = path.read_bytes().decode("utf-8")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -159,9 +177,9 @@ def _lines(path: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
 
 
 def _damaged(path: Path, reason: str) -> OneRoundError:
-    remedy = "Remove the damaged line and run the same command again: its cell is done anew."
+    remedy = "Remove the damaged line and run the same command again: its cell is run again."
     if path.name == CURVES:
-        remedy = "Remove the damaged line, or the file: then charts lack lines, but no result."
+        remedy = "Remove the damaged line, or the file: charts lose lines, but no result is lost."
     return OneRoundError(reason, file=path, remedy=remedy)
 
 

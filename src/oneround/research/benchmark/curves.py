@@ -1,4 +1,4 @@
-"""Accuracy over what was spent until then: the curves of cells on a common grid, and their mean."""
+"""Curves of accuracy over cost: those of cells on a common grid, and their mean."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Spent = Literal["flops", "seconds"]
 
 
 def log_grid(curves: Iterable[Sequence[CurvePoint]], spent: Spent, size: int = 60) -> NDArray[Any]:
-    """(size,) values at equal ratios, from the smallest to the largest positive cost.
+    """Costs at equal ratios from the smallest to the largest positive cost, (size,).
 
-    Empty when no point cost anything.
+    Empty if no point has a positive cost.
     """
     costs = [c for curve in curves for point in curve if (c := getattr(point, spent)) > 0]
     return np.geomspace(min(costs), max(costs), size) if costs else np.empty(0)
 
 
 def at_cost(curve: Sequence[CurvePoint], spent: Spent, grid: NDArray[Any]) -> NDArray[Any]:
-    """Accuracy at each cost of ``grid``: the last observation at or before it.
+    """Accuracy at each cost of ``grid``: that of the last point at or below this cost.
 
-    NaN before the first; after the last one the accuracy stays as it is.
+    NaN before the first point; after the last one, its accuracy.
     """
     order = sorted(curve, key=lambda point: float(getattr(point, spent)))
     costs = np.array([getattr(point, spent) for point in order], dtype=float)
@@ -42,9 +42,9 @@ def mean_curve(
     spent: Spent,
     grid: NDArray[Any],
 ) -> NDArray[Any]:
-    """Accuracy of one entry at each cost: over seeds, then over settings; NaN where one lacks.
+    """Mean accuracy of one entry at each cost of ``grid``, over seeds, then over settings.
 
-    Cells without a curve are left out.
+    NaN where any curve has no point yet. Cells without a curve are left out.
     """
     rows: dict[Setting, list[NDArray[Any]]] = {}
     for cell in cells:

@@ -1,7 +1,7 @@
-"""Charts of a benchmark: accuracy over what was spent, with the end of every entry marked.
+"""Charts of a benchmark: accuracy over cost, with a mark at the end of each entry.
 
-They are drawn as the charts of a run are, as SVG in the page, and not with matplotlib: so they
-take their colors from the style sheet and follow the reader's light or dark mode.
+Like the charts of a run they are SVG in the page, not figures of matplotlib, so that they take
+their colors from the style sheet and follow the reader's light or dark mode.
 """
 
 from __future__ import annotations
@@ -31,16 +31,21 @@ _TITLES: dict[Spent, str] = {"flops": "Operations", "seconds": "Time"}
 
 Curves = Mapping[str, Sequence[CurvePoint]]
 End = tuple[float, Spread]
-"""Mean cost of an entry, and its accuracy."""
+"""Mean cost of an entry, and its final accuracy."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The end of one entry: where it is, its whisker, its label, and if it is on the front.
+    """The mark at the end of one entry.
 
     Attributes:
-        number: place in the legend, from 1.
-        whisker: top and bottom of mean ± deviation; ``None`` for one seed.
+        number: Number in the legend, from 1.
+        name: Name of the entry.
+        x: Horizontal position, in SVG units.
+        y: Vertical position, in SVG units.
+        whisker: Top and bottom of mean ± deviation; ``None`` for one seed.
+        label_y: Vertical position of the label, in SVG units.
+        front: Whether the entry is on the Pareto front.
     """
 
     number: int
@@ -54,7 +59,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, the ends of its entries, and the path of the Pareto front."""
+    """A chart, the marks of its entries, and the SVG path of the Pareto front."""
 
     chart: Chart
     marks: list[Mark]
@@ -64,9 +69,9 @@ class Figure:
 def overall_figure(
     cells: Sequence[Cell], curves: Curves, spent: Spent, names: Sequence[str]
 ) -> Figure | None:
-    """The means over the settings that all entries have; ``None`` for fewer than two.
+    """A chart of the means over the settings that all entries have; ``None`` for fewer than two.
 
-    Arguments as those of :func:`setting_figures`.
+    Arguments as :func:`setting_figures`.
     """
     whole = statistics.overall(cells, "accuracy")
     if len(whole.settings) < 2:
@@ -81,12 +86,13 @@ def overall_figure(
 def setting_figures(
     cells: Sequence[Cell], curves: Curves, spent: Spent, names: Sequence[str]
 ) -> list[Figure]:
-    """One for every setting.
+    """One chart for each setting.
 
     Args:
-        cells: of one comparison.
-        curves: by the hash of their cell.
-        names: all entries of the page; their places give color, line style and number.
+        cells: Cells of one comparison.
+        curves: Curves by the hash of their cell.
+        spent: Cost on the horizontal axis.
+        names: All entries of the page; their order gives color, line style and number.
     """
     places = setting_names(statistics.settings(cells))
     costs, accuracy = (statistics.by_setting(cells, m) for m in (spent, "accuracy"))
@@ -106,7 +112,7 @@ def _figure(
     spent: Spent,
     names: Sequence[str],
 ) -> Figure | None:
-    """``None`` when nothing cost anything, since zero has no place on a logarithmic axis."""
+    """A chart; ``None`` if no cost is positive, since a logarithmic axis has no place for zero."""
     floor = _floor(ends)
     lines = {name: _above(floor, _line(name, cells, ends, curves, spent)) for name in names}
     drawn = [point for line in lines.values() for point in line]
@@ -128,7 +134,7 @@ def _figure(
 def _line(
     name: str, cells: Sequence[Cell], ends: Mapping[str, End], curves: Curves, spent: Spent
 ) -> list[tuple[float, float]]:
-    """The mean curve of an entry up to its end; empty without a curve."""
+    """The mean curve of an entry up to its end; empty if it has no curve."""
     mine = [cell for cell in cells if cell.entry == name]
     grid = log_grid([curves.get(cell.cell, ()) for cell in mine], spent)
     if name not in ends or not grid.size:
@@ -140,13 +146,13 @@ def _line(
 
 
 def _floor(ends: Mapping[str, End]) -> float:
-    """Where the plot ends below, so that the ends of good entries are not crowded at the top."""
+    """Lower end of the plot, chosen so that the ends of good entries do not crowd at the top."""
     bounds = [bound for _, value in ends.values() for bound in _bounds(value)]
     return max(0.0, min(bounds) - max(0.05, max(bounds) - min(bounds)))
 
 
 def _above(floor: float, line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """From the last point before ``line`` first leaves the floor; nothing is below the floor."""
+    """The line from its last point before it first rises above the floor, nowhere below it."""
     first = next((i for i, (_, y) in enumerate(line) if y > floor), len(line))
     return [(x, max(y, floor)) for x, y in line[max(0, first - 1) :]]
 
@@ -183,9 +189,10 @@ def _marks(
 
 
 def _labels(places: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """A height for the label right of each place, so that no two overlap.
+    """Vertical position of the label beside each mark, so that no two labels overlap.
 
-    From top to bottom each takes its own height or, where a near one is, the next free one.
+    From top to bottom, each label has the height of its mark or, if a label is there, the next
+    free height.
     """
     heights: dict[str, float] = {}
     for name in sorted(places, key=lambda name: places[name][1]):
@@ -199,6 +206,6 @@ def _labels(places: Mapping[str, tuple[float, float]]) -> dict[str, float]:
 
 
 def _stairs(marks: Sequence[Mark]) -> str:
-    """From the cheapest to the dearest of the front, at each cost at the best so far."""
+    """SVG path of the Pareto front: at each cost, the best accuracy up to this cost."""
     steps = "".join(f"H{after.x}V{after.y}" for _, after in pairwise(marks))
     return f"M{marks[0].x} {marks[0].y}{steps}" if steps else ""

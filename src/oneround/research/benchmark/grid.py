@@ -1,4 +1,4 @@
-"""BENCH.toml: which methods are compared on which data; and the cells that follow from it."""
+"""BENCH.toml: the methods and data sets of a benchmark, and the cells that follow from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ from oneround.study import ArchitectureSpec, ImageSpec, Study
 
 
 class Phantoms(Strict):
-    """Drawn images in place of a file; see :func:`oneround.data.phantoms.phantoms`."""
+    """Generated images in place of a file; see :func:`oneround.data.phantoms.phantoms`.
+
+    Attributes:
+        train: Number of training images.
+        val: Number of validation images.
+        test: Number of test images.
+        size: Height and width in pixels.
+    """
 
     train: int = Field(ge=1)
     val: int = Field(ge=1)
@@ -36,14 +43,15 @@ class Phantoms(Strict):
 
 
 class DataSource(Strict):
-    """A data set of the grid.
+    """A data set of the benchmark.
 
     Attributes:
-        name: what it is called in the tables.
-        path: anything that ``oneround simulate --data`` reads, relative to the data folder.
-        phantoms: drawn images, instead of a path.
-        size: side of the images; their own by default.
-        public: unlabeled images for methods that need some, relative to the data folder.
+        name: Name of the data set in tables.
+        path: Path of anything that ``oneround simulate --data`` reads, relative to the data folder.
+        phantoms: Numbers and size of generated images, in place of a path.
+        size: Height and width of the images, in pixels; their own size by default.
+        public: Path of unlabeled public images for methods that need them, relative to the data
+            folder.
     """
 
     name: Name
@@ -60,18 +68,18 @@ class DataSource(Strict):
 
 
 class Entry(Strict):
-    """A method with its options, a line of the tables.
+    """A method with its options: one line of the tables.
 
     Attributes:
-        name: what it is called in the tables; by default the method.
-        method: name of the method.
-        comparison: entries of one comparison are compared with each other.
-        preset: of the method.
-        set: changes of its options, such as ``distillation.start=auto``.
-        flops: limit; ``None``: the options alone decide.
-        data: only on these data sets; empty: on all.
-        partitions: only with these partitions; empty: with all.
-        seeds: only with these seeds; empty: with all.
+        name: Name of the entry in tables; that of the method by default.
+        method: Name of the method.
+        comparison: Name of the comparison; entries of the same one are compared with each other.
+        preset: Preset of the method's options.
+        set: Changes to the method's options, such as ``distillation.start=auto``.
+        flops: Limit of FLOPs of the method; ``None``: no limit.
+        data: Data sets of the entry; empty: all.
+        partitions: Partitions of the entry; empty: all.
+        seeds: Seeds of the entry; empty: all.
     """
 
     name: str = ""
@@ -86,24 +94,26 @@ class Entry(Strict):
 
     @property
     def label(self) -> str:
-        """Its name in the tables."""
+        """Name of the entry in tables."""
         return self.name or self.method
 
 
 class Bench(Strict):
-    """The content of BENCH.toml.
+    """A benchmark: the content of BENCH.toml.
 
     Attributes:
-        title: of the page.
-        sites: numbers of sites.
-        partitions: ``iid``, or ``dirichlet-BETA``.
-        seeds: of partition, client training and method.
-        preset: of network and training recipe at the sites.
-        architectures: such as ``resnet18:width=8``; that of the preset by default.
-        training: changes of the recipe, such as ``epochs=5``.
-        threads: of every cell, since the last bits of a result depend on them.
-        data: data sets.
-        entries: methods with their options.
+        format: Version of the file format.
+        title: Title of the page.
+        sites: Numbers of sites.
+        partitions: Partitions of the data: ``iid``, ``site`` or ``dirichlet-BETA``.
+        seeds: Seeds of partition, client training and method.
+        preset: Preset of architecture and training recipe at the sites.
+        architectures: Architectures of the client models, such as ``resnet18:width=8``; that of
+            the preset by default.
+        training: Changes to the training recipe, such as ``epochs=5``.
+        threads: CPU threads of each cell, since the last bits of a result depend on them.
+        data: Data sets.
+        entries: Methods with their options.
     """
 
     format: Literal[1] = 1
@@ -131,7 +141,7 @@ class Bench(Strict):
         """Read and validate a file.
 
         Raises:
-            OneRoundError: it is missing, is not TOML, or breaks a rule.
+            OneRoundError: the file is missing or not TOML, or a value is not allowed.
         """
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -155,7 +165,7 @@ class Bench(Strict):
 
 @dataclass(frozen=True)
 class Setting:
-    """What client models are trained for: every method gets the same ones."""
+    """Data, partition, number of sites and seed; all methods get the same client models."""
 
     bench: Bench
     source: DataSource
@@ -165,7 +175,11 @@ class Setting:
     folder: Path
 
     def load(self) -> tuple[Splits, Study]:
-        """The images and the study."""
+        """The images and the study.
+
+        Raises:
+            OneRoundError: the data set cannot be read or has no test images.
+        """
         splits, study = _load(self.source, self.folder, self.bench)
         if splits.test is None or not len(splits.test):
             raise OneRoundError(
@@ -176,13 +190,13 @@ class Setting:
         return splits, study.model_copy(update={"seed": self.seed})
 
     def divide(self, splits: Splits, study: Study) -> dict[str, tuple[ImageSet, ImageSet | None]]:
-        """The images of every site."""
+        """Training and validation images of each site, by its name."""
         kind, beta = parse_partition(self.partition)
         return simulation.divide(splits, study, self.sites, kind, beta)
 
     @property
     def hash(self) -> str:
-        """Of everything that decides the client models."""
+        """Hash of everything that decides the client models."""
         _, study = self.load()
         return content_hash(
             {
@@ -206,7 +220,7 @@ class Cell:
     entry: Entry
 
     def options(self) -> Strict:
-        """Of the method; public images are filled in."""
+        """Options of the method, with the public images of the data set."""
         changes = list(self.entry.set)
         if self._public is not None:
             changes.append(f"public={json.dumps(str(self._public))}")
@@ -222,7 +236,7 @@ class Cell:
 
     @property
     def hash(self) -> str:
-        """Of everything that decides the result; a finished cell is known by it."""
+        """Hash of everything that decides the result, which identifies a finished cell."""
         options = self.options().model_dump(mode="json")
         if self._public is not None:
             options["public"] = self.setting.source.public  # wherever the data folder is
@@ -240,7 +254,7 @@ class Cell:
 
 
 def cells_of(bench: Bench, folder: Path) -> Iterator[Cell]:
-    """All cells; seed by seed, so that an unfinished grid has all methods on the first ones."""
+    """All cells, seed by seed: an unfinished benchmark has all methods on its first seeds."""
     places = [
         (seed, source, partition, sites)
         for seed, source, partition in itertools.product(bench.seeds, bench.data, bench.partitions)
@@ -261,7 +275,7 @@ def cells_of(bench: Bench, folder: Path) -> Iterator[Cell]:
 def _numbers_of_sites(
     bench: Bench, source: DataSource, partition: str, folder: Path
 ) -> tuple[int, ...]:
-    """Those of the grid, or that of the data where its sites are real ones."""
+    """Numbers of sites of the benchmark, or that of the data if it has real sites."""
     if partition != "site":
         return bench.sites
     named = _load(source, folder, bench)[0].train.sites
@@ -269,10 +283,10 @@ def _numbers_of_sites(
 
 
 def parse_partition(text: str) -> tuple[Partition, float]:
-    """``dirichlet-0.6`` as kind and β.
+    """Kind and β of a partition such as ``dirichlet-0.6``; β is 0 for ``iid`` and ``site``.
 
     Raises:
-        OneRoundError: it is something else.
+        OneRoundError: there is no such partition.
     """
     kind, _, beta = text.partition("-")
     try:
@@ -283,7 +297,8 @@ def parse_partition(text: str) -> tuple[Partition, float]:
     except ValueError:
         pass
     raise OneRoundError(
-        f"{text!r} is no partition.", remedy="Use iid, site or dirichlet-BETA, as dirichlet-0.6."
+        f"{text!r} is no partition.",
+        remedy="Use iid, site or dirichlet-BETA (dirichlet-0.6).",
     )
 
 
@@ -311,7 +326,7 @@ def _load(source: DataSource, folder: Path, bench: Bench) -> tuple[Splits, Study
 
 @lru_cache(maxsize=64)
 def _fingerprint(source: DataSource, folder: Path, bench: Bench) -> str:
-    """Of all images, their labels and sites."""
+    """Hash of all images, their labels and sites."""
     splits, _ = _load(source, folder, bench)
     digest = hashlib.sha256()
     for part in (splits.train, splits.val, splits.test):
@@ -321,6 +336,6 @@ def _fingerprint(source: DataSource, folder: Path, bench: Bench) -> str:
 
 
 def content_hash(content: dict[str, Any]) -> str:
-    """Short, and equal for equal content."""
+    """A short hash of JSON content."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""From the tables of a benchmark to ``report.md`` and ``report.html``."""
+"""Write ``report.md`` and ``report.html`` from the tables of a benchmark."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ SPENT: dict[Spent, str] = {"flops": "operations", "seconds": "time"}
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison on the page; ``cells`` with their names."""
+    """One comparison on the page.
+
+    Attributes:
+        name: Name of the comparison.
+        verdict: Its best entries, in one sentence.
+        tables: Its tables.
+        overall: Charts of the means over settings.
+        settings: Charts of the single settings, by title.
+        entries: Names of its entries.
+        cells: Its cells, each with a name.
+    """
 
     name: str
     verdict: str
@@ -134,5 +144,5 @@ def _field(text: Text) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text on one line with Markdown escaped."""
     return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", text.replace("\n", " "))

@@ -1,8 +1,8 @@
-"""Run the cells of a benchmark that its table lacks; what is finished is never done again.
+"""Run the cells of a benchmark that are missing in its table; finished cells are not run again.
 
-One process works in this one. More processes, on this machine or on many, are Dask's business:
-it knows that a cell waits for its client models, survives a worker that dies, and the same
-cluster object starts workers on Slurm, PBS or Kubernetes (dask-jobqueue, dask-kubernetes).
+With one worker, cells run in this process. Several processes, on one machine or on many, are
+managed by Dask: it knows that a cell waits for its client models, survives a worker that dies, and
+can start workers on Slurm, PBS or Kubernetes (dask-jobqueue, dask-kubernetes).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from oneround.runs.run import Run
 from oneround.study import Study
 from oneround.submission import Submission, read_submissions
 
-IDENTITY = "identity"  #: file beside client models; it is there once all of them are
+IDENTITY = "identity"  #: file beside client models, written once all of them are there
 Finished = tuple[cells.Cell, list[cells.CurvePoint]]
 
 
 @dataclass
 class Outcome:
-    """What a benchmark came to.
+    """Outcome of a benchmark.
 
     Attributes:
-        wanted: number of cells of the grid.
-        finished: those that are in the table now.
-        failed: the others that were tried, with the reason.
+        wanted: Number of cells of the benchmark.
+        finished: Number of cells that are in the table.
+        failed: Cells that failed, with the reason.
     """
 
     wanted: int = 0
@@ -64,20 +64,20 @@ def run_bench(
     callbacks: Sequence[Callback] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Run every cell that ``out/cells.csv`` lacks, and write the rows as cells are finished.
+    """Run each cell that is missing in ``out/cells.csv``, and add its row once it is finished.
 
     Args:
-        bench: the grid.
-        data: folder of the data sets.
-        out: gets ``cells.csv``, ``curves.csv``, ``clients/`` (client models, shared by all
-            methods) and ``runs/`` (one RUN folder for each cell).
-        command: what repeats this benchmark; ``--only CELL`` is added for one cell.
-        only: hashes of cells; empty: all.
-        workers: processes on this machine.
-        scheduler: address of a running Dask scheduler, instead of ``workers``. Its workers must
+        bench: The benchmark.
+        data: Folder of the data sets.
+        out: Folder of the results: ``cells.csv``, ``curves.csv``, ``clients/`` (client models,
+            shared by all methods) and ``runs/`` (one RUN folder for each cell).
+        command: Command that repeats this benchmark; with ``--only CELL``, one cell.
+        only: Hashes of the cells to run; empty: all.
+        workers: Number of processes on this machine.
+        scheduler: Address of a running Dask scheduler, in place of ``workers``. Its workers must
             see ``data`` and ``out`` under the same paths.
-        callbacks: watch the work in this process.
-        tell: is told about every cell.
+        callbacks: Called after every step in this process.
+        tell: Called with one line about each cell.
 
     Raises:
         OneRoundError: another process works in ``out``, a data set cannot be read, or two
@@ -115,7 +115,7 @@ def run_bench(
 
 
 def train_clients(setting: Setting, out: Path, callbacks: Sequence[Callback] = ()) -> Path:
-    """The folder of the client models of a setting; trained at the first call."""
+    """Folder of the client models of a setting, which are trained if they are not there."""
     splits, study = setting.load()
     folder = _clients(setting, out)
     if _identity(folder) is None:
@@ -139,17 +139,17 @@ def _submissions(clients: Path, study: Study) -> list[Submission]:
 
 
 def _identity(clients: Path) -> str | None:
-    """Hash of the weights of the client models; ``None`` while they are not trained."""
+    """Hash of the weights of the client models; ``None`` if they are not all trained."""
     path = clients / IDENTITY
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def _finished(grid: Mapping[str, Cell], out: Path, tell: Callable[[str], None]) -> set[str]:
-    """The cells that need not be run.
+    """Hashes of the cells that need not be run.
 
-    All cells of a setting must rest on the same client models. Trained anew on another machine,
-    which rounds otherwise, they are other models: a setting whose cells are not all there, and
-    whose client models are not in ``out`` any more, is run again.
+    All cells of a setting must have the same client models. Trained again on another machine,
+    which rounds differently, they would be different models: so a setting whose cells are not all
+    finished is run again if its client models are not in ``out`` any more.
     """
     rows = {row.cell: row.clients for row in cells.read_cells(out) if row.cell in grid}
     settings: dict[Setting, set[str]] = {}
@@ -162,7 +162,7 @@ def _finished(grid: Mapping[str, Cell], out: Path, tell: Callable[[str], None]) 
         here = _identity(_clients(setting, out))
         kept = done if whole else {key for key in done if rows[key] == here}
         if len(kept) < len(done):
-            tell(f"{setting}: {len(done - kept)} cells again, their client models are not here")
+            tell(f"{setting}: {len(done - kept)} cells run again, client models are missing")
         finished |= kept
     return finished
 
@@ -170,7 +170,7 @@ def _finished(grid: Mapping[str, Cell], out: Path, tell: Callable[[str], None]) 
 def run_cell(
     cell: Cell, clients: Path, out: Path, command: str, callbacks: Sequence[Callback] = ()
 ) -> Finished:
-    """Make and measure one global model; an interrupted cell goes on where it was."""
+    """Make and evaluate one global model; an interrupted cell continues where it stopped."""
     setting, method = cell.setting, methods.get(cell.entry.method)
     torch.set_num_threads(setting.bench.threads)
     splits, study = setting.load()
@@ -245,7 +245,7 @@ def _rounded(value: float) -> float:
 
 
 def _bytes(made: Model, submissions: Sequence[Submission]) -> int:
-    """Sent in all: every submission to the coordinator, the global model back to every site."""
+    """Bytes sent: each submission to the coordinator, and the global model to each site."""
     if made.bytes_sent is not None:
         return made.bytes_sent
     return sum(s.size for s in submissions) + len(submissions) * models.size_in_bytes(made.network)
@@ -257,7 +257,7 @@ def _unique(grid: Iterator[Cell]) -> dict[str, Cell]:
         other = found.setdefault(cell.hash, cell)
         if other is not cell:
             raise OneRoundError(
-                f"{other} and {cell} are the same.",
+                f"the cells {other} and {cell} are the same.",
                 remedy="Remove one of the two entries from the benchmark.",
             )
     return found
@@ -273,7 +273,7 @@ def _here(
             try:
                 clients = train_clients(cell.setting, out, callbacks)
                 yield key, run_cell(cell, clients, out, command, callbacks)
-            except Exception as error:  # whatever it is, the other cells go on
+            except Exception as error:  # whatever it is, the other cells continue
                 yield key, _reason(error)
     finally:
         torch.set_num_threads(threads)
@@ -282,10 +282,11 @@ def _here(
 def _with_dask(
     missing: dict[str, Cell], out: Path, command: str, workers: int, scheduler: str | None
 ) -> Iterator[tuple[str, Finished | str]]:
-    """Many cells at a time; each waits for its client models.
+    """Many cells at a time, each after its client models.
 
-    When a process dies, Dask holds all that waits for it responsible. So a local one is given no
-    more than it can work on, and what was there when it died is tried again.
+    When a process dies, Dask counts it as a failure of every cell that waits for it. So local
+    processes are given only the cells that they can work on, and cells of a process that died are
+    tried again.
     """
     from distributed import as_completed
 
@@ -345,7 +346,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 def _reason(error: BaseException) -> str:
     if type(error).__name__ == "KilledWorker":
-        return "the processes that worked on it have died; is there enough memory?"
+        return "the processes that worked on it died; is there enough memory?"
     return str(error) if isinstance(error, OneRoundError) else f"{type(error).__name__}: {error}"
 
 

@@ -1,8 +1,8 @@
-"""Means, paired differences, ranks and fronts over the cells of a benchmark.
+"""Means, paired differences, ranks and Pareto fronts over the cells of a benchmark.
 
-Every function takes the cells of one comparison. Of cells that differ in nothing but their hash
-(the same setting, entry and seed, e.g. run again with another version) the last one counts, and
-of cells of one setting and seed those that rest on the same client models as the last one.
+Every function takes the cells of one comparison, as :func:`comparisons` returns them. Of several
+cells with the same setting, entry and seed (run again with another version, say) the last one
+counts, and of the cells of one setting and seed, those with the client models of the last one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Measure = Literal[
 
 
 class Setting(NamedTuple):
-    """What an entry is run on, apart from the seed."""
+    """Data, partition, number of sites and architecture: all that an entry runs on but the seed."""
 
     data: str
     partition: str
@@ -51,12 +51,14 @@ class Overall:
 
 @dataclass(frozen=True)
 class Difference:
-    """One entry minus another over ``pairs`` of equal setting and seed.
+    """One entry minus another over pairs of equal setting and seed.
 
     Attributes:
+        mean: Mean difference.
         interval: 95 % confidence interval of the mean (Student's t); ``None`` for one pair.
-        wins: pairs with a positive difference.
-        ties: pairs without any.
+        pairs: Number of pairs.
+        wins: Number of pairs with a positive difference.
+        ties: Number of pairs with a difference of zero.
     """
 
     mean: float
@@ -67,7 +69,7 @@ class Difference:
 
 
 def comparisons(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """The cells of each comparison that can be compared."""
+    """The cells that count, by comparison; see the top of this module."""
     last: dict[tuple[object, ...], Cell] = {}
     clients: dict[tuple[Setting, int], str] = {}
     for cell in cells:
@@ -93,18 +95,18 @@ def settings(cells: Iterable[Cell]) -> list[Setting]:
 
 
 def entries(cells: Iterable[Cell]) -> list[str]:
-    """All entries, sorted: so that it does not matter which cell was finished first."""
+    """All entries, sorted, so that their order does not depend on which cell finished first."""
     return sorted({cell.entry for cell in cells})
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+    """Mean and sample standard deviation of at least one value."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Spread(float(np.mean(values)), deviation, len(values))
 
 
 def by_setting(cells: Iterable[Cell], measure: Measure) -> dict[Setting, dict[str, Spread]]:
-    """Over the seeds of each setting and entry; cells without a value are left out."""
+    """Mean over seeds for each setting and entry; cells without a value are left out."""
     values: dict[Setting, dict[str, list[float]]] = {}
     for (setting, entry, _), value in _values(cells, measure).items():
         values.setdefault(setting, {}).setdefault(entry, []).append(value)
@@ -112,10 +114,10 @@ def by_setting(cells: Iterable[Cell], measure: Measure) -> dict[Setting, dict[st
 
 
 def overall(cells: Sequence[Cell], measure: Measure) -> Overall:
-    """First over seeds, then over the settings in which every entry has a value.
+    """Mean over seeds, then over the settings in which every entry has a value.
 
-    The deviation is that of the mean over settings between seeds, of the seeds that the entry
-    has in all these settings.
+    The deviation is that of the mean over settings between seeds, over the seeds that the entry
+    has in all of these settings.
     """
     names = entries(cells)
     table = {s: row for s, row in by_setting(cells, measure).items() if len(row) == len(names)}
@@ -132,7 +134,7 @@ def overall(cells: Sequence[Cell], measure: Measure) -> Overall:
 
 
 def paired(cells: Iterable[Cell], entry: str, other: str, measure: Measure) -> Difference | None:
-    """``entry`` minus ``other`` where both have a value; ``None`` without a pair.
+    """``entry`` minus ``other`` over all pairs in which both have a value; ``None`` without a pair.
 
     Raises:
         OneRoundError: SciPy is not installed.
@@ -156,9 +158,9 @@ def paired(cells: Iterable[Cell], entry: str, other: str, measure: Measure) -> D
 
 
 def ranks(cells: Sequence[Cell]) -> dict[Setting, dict[str, float]]:
-    """1 is the best by mean balanced accuracy; ties share the mean of their ranks.
+    """Rank of each entry by mean balanced accuracy, in each setting in which all have a cell.
 
-    Only of settings in which every entry has a cell.
+    1 is the best; ties share the mean of their ranks.
 
     Raises:
         OneRoundError: SciPy is not installed.
@@ -173,15 +175,16 @@ def ranks(cells: Sequence[Cell]) -> dict[Setting, dict[str, float]]:
 
 
 def mean_ranks(table: Mapping[Setting, Mapping[str, float]]) -> dict[str, float]:
-    """Over the settings of :func:`ranks`."""
+    """Mean rank of each entry over the settings of :func:`ranks`."""
     names = next(iter(table.values()), {})
     return {name: float(np.mean([row[name] for row in table.values()])) for name in names}
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Of (cost, accuracy) by name: those that no other beats, cheapest first.
+    """Names on the Pareto front of (cost, accuracy), the cheapest first.
 
-    One beats another when it is at least as cheap and as accurate, and better in one of them.
+    On it are those for which no other is at least as cheap and as accurate, and better in one of
+    the two.
     """
     order = sorted(points, key=lambda name: (points[name][0], -points[name][1]))
     front: list[str] = []
@@ -217,7 +220,7 @@ def _interval(whole: Spread) -> tuple[float, float] | None:
 
 
 def require_scipy() -> None:
-    """Say before the work, not after it, that the page cannot be written.
+    """Check, before any cell runs, that the page can be written.
 
     Raises:
         OneRoundError: SciPy is not installed.
@@ -227,7 +230,7 @@ def require_scipy() -> None:
 
 @cache
 def _scipy_stats() -> Any:
-    """SciPy is needed for pages of benchmarks alone, so it is an extra."""
+    """``scipy.stats``, which is an extra, since only the pages of benchmarks need it."""
     try:
         from scipy import stats
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What the page of a benchmark says: its tables, as text for Markdown and HTML alike."""
+"""Tables of a benchmark, as text for both Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Text:
-    """What stands in one field of a table; ``strong``: the best of its column, or certain."""
+    """One field of a table; ``strong``: the best of its column, or a certain difference."""
 
     text: str
     strong: bool = False
@@ -32,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """The first field of every row is its name."""
+    """A table with title and note; the first field of each row is its name."""
 
     title: str
     note: str
@@ -42,7 +42,7 @@ class Table:
 
 @dataclass(frozen=True)
 class _Column:
-    """How a measure is written, which end of it is good, and whether its deviation is shown."""
+    """Format of a measure, which end of it is best, and whether its deviation is shown."""
 
     title: str
     number: Callable[[float], str]
@@ -64,7 +64,7 @@ _COLUMNS: dict[Measure, _Column] = {
 
 
 def tables(cells: Sequence[Cell]) -> list[Table]:
-    """All tables of one comparison; entries by falling mean balanced accuracy."""
+    """All tables of one comparison, with entries by falling mean balanced accuracy."""
     order = by_merit(cells)
     found = [_overall(cells, order), _settings(cells, order), _reliability(cells, order)]
     if len(order) > 1:
@@ -94,9 +94,9 @@ def _settings(cells: Sequence[Cell], order: Sequence[str]) -> Table:
         means = {name: value.mean for name, value in row.items()}
         best = _best(means, max) if len(row) == len(order) else None
         columns.append({name: _in_setting(row.get(name), best, seeds) for name in order})
-    note = "Mean over seeds ± sample standard deviation." if seeds > 1 else "Of one seed."
+    note = "Mean over seeds ± sample standard deviation." if seeds > 1 else "One seed."
     if any("(" in text.text for column in columns for text in column.values()):
-        note += " In brackets: how many seeds are finished, where not all are."
+        note += " In brackets: the number of finished seeds, if not all are finished."
     return Table("Balanced accuracy by setting", note, *_rows(order, list(names.values()), columns))
 
 
@@ -116,9 +116,9 @@ def _reliability(cells: Sequence[Cell], order: Sequence[str]) -> Table:
 def _differences(cells: Sequence[Cell], order: Sequence[str]) -> Table:
     other = reference(cells)
     note = (
-        "Over pairs of equal setting and seed, in points, with the 95 % interval of Student's t; "
-        "bold where it excludes zero. Pairs of one setting are alike, and no interval is "
-        "corrected for the number of entries, so read small differences with care."
+        "Over pairs of equal setting and seed, in percentage points, with the 95 % interval of "
+        "Student's t; bold if it excludes zero. Pairs of one setting are not independent, and no "
+        "interval is corrected for the number of entries, so read small differences with care."
     )
     header = ["Entry", "Balanced accuracy", "95 % interval", "Wins", "Accuracy", "95 % interval"]
     rows = [[Text(name), *_difference(cells, name, other)] for name in order if name != other]
@@ -175,7 +175,7 @@ _Fields = Mapping[str, Text]
 def _means(
     cells: Sequence[Cell], order: Sequence[str], measures: Sequence[Measure]
 ) -> tuple[list[str], list[_Fields]]:
-    """Titles and columns of overall means; a title says it when it is over fewer settings."""
+    """Titles and columns of overall means; a title names the settings if they are fewer."""
     usual = statistics.overall(cells, "balanced_accuracy").settings
     header: list[str] = []
     columns: list[_Fields] = []
@@ -192,7 +192,7 @@ def _means(
 
 
 def _best(values: Mapping[str, float], best: Callable[[list[float]], float]) -> float | None:
-    """``None`` when all are equal."""
+    """The best value; ``None`` if all are equal."""
     return best(list(values.values())) if len(set(values.values())) > 1 else None
 
 
