@@ -37,6 +37,7 @@ from oneround.distillation.synthesis.generator import Generator
 from oneround.distillation.synthesis.statistics import watch
 from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble
+from oneround.runs.optimization import make_optimizer
 from oneround.runs.run import Run
 from oneround.runs.stage import derived_seed
 from oneround.schema import Strict
@@ -93,7 +94,9 @@ def dafl(ensemble: Ensemble, run: Run, options: Options) -> Model:
     seed = derived_seed(run.seed, "generator")
     network = Generator(ensemble.task.image, options.latent, options.width, "tanh", seed)
     network.to(run.fabric.device)
-    adam = torch.optim.Adam(network.parameters(), lr=options.generator_learning_rate)
+    adam = make_optimizer(
+        network.parameters(), kind="adam", learning_rate=options.generator_learning_rate
+    )
     epochs = Epochs(
         ensemble, run, options.distillation, epochs=options.epochs,
         keep_every=options.checkpoint_every, parts={"generator": network, "adam": adam},

@@ -48,7 +48,7 @@ from oneround.models.ensemble import Client, Ensemble, Rule, prior_corrected
 from oneround.models.inference import last_layer
 from oneround.runs.cost import Meter
 from oneround.runs.loop import Loop, Stateful
-from oneround.runs.optimization import learning_rate, set_learning_rate
+from oneround.runs.optimization import learning_rate, make_optimizer, set_learning_rate
 from oneround.runs.run import Run
 from oneround.runs.stage import Stage
 from oneround.schema import Strict
@@ -178,7 +178,7 @@ def teach_last_layer(
     task = experts.task
     student = copy.deepcopy(first.model).eval().requires_grad_(False)
     layer = last_layer(student, task.image, len(task.classes)).requires_grad_(True)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=options.learning_rate)
+    optimizer = make_optimizer(layer.parameters(), kind="adam", learning_rate=options.learning_rate)
     parts: dict[str, Stateful] = {"layer": layer, "optimizer": optimizer}
     loop = Loop(stage, options.steps, parts, keep_every=options.checkpoint_every)
     with loop.meter.paused() if loop.done else nullcontext():

@@ -10,24 +10,28 @@ import torch
 
 
 def make_optimizer(
-    parameters: Iterable[torch.nn.Parameter],
+    parameters: Iterable[torch.Tensor],
     *,
     learning_rate: float,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     kind: Literal["sgd", "adam"] = "sgd",
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or Adam with betas (0.9, 0.999).
+    """SGD with Nesterov momentum, or Adam.
 
     Args:
-        parameters: Weights to optimize.
+        parameters: Weights, or pixels, to optimize.
         learning_rate: Learning rate of the first step; :func:`set_learning_rate` changes it.
         momentum: Momentum of SGD, in [0, 1); 0: plain SGD.
         weight_decay: Weight decay of SGD or Adam, at least 0.
         kind: ``sgd`` or ``adam``.
+        betas: Decays of Adam's moments.
     """
     if kind == "adam":
-        return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+        return torch.optim.Adam(
+            parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay
+        )
     return torch.optim.SGD(
         parameters,
         lr=learning_rate,

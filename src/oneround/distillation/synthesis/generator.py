@@ -20,6 +20,7 @@ from oneround.distillation.synthesis.statistics import statistics_distance
 from oneround.models.ensemble import Ensemble
 from oneround.models.inference import to_fast_layout
 from oneround.runs.loop import Loop
+from oneround.runs.optimization import make_optimizer
 from oneround.schema import Strict
 from oneround.study import ImageSpec
 
@@ -136,7 +137,9 @@ def fit_images(
     network = Generator(image, options.latent, options.width, "sigmoid", seed).to(fabric.device)
     z = torch.randn(count, options.latent, generator=generator).to(fabric.device).requires_grad_()
     variables = [*network.parameters(), z]
-    optimizer = torch.optim.Adam(variables, lr=options.learning_rate, betas=(0.5, 0.999))
+    optimizer = make_optimizer(
+        variables, kind="adam", learning_rate=options.learning_rate, betas=(0.5, 0.999)
+    )
     lowest, images, seen = math.inf, torch.empty(0), {}
     for _ in range(options.steps):
         with loop.meter.step("generate", count), fabric.autocast():

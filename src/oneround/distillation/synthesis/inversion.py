@@ -33,6 +33,7 @@ from oneround.distillation.synthesis.statistics import Watched, statistics_dista
 from oneround.files import read_json, write_json
 from oneround.models.ensemble import Client, Ensemble
 from oneround.runs.cost import Cost, Meter
+from oneround.runs.optimization import make_optimizer
 from oneround.runs.run import Kept
 from oneround.runs.stage import Stage
 from oneround.schema import Strict
@@ -235,7 +236,9 @@ def trajectory(
     x = torch.randn(size, *image.shape, generator=generator)
     x, targets = x.to(device).requires_grad_(), batch.targets.to(device)
     limits = image.normalize(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).to(device)
-    optimizer = torch.optim.Adam([x], lr=options.learning_rate, betas=(0.5, 0.9))
+    optimizer = make_optimizer(
+        [x], kind="adam", learning_rate=options.learning_rate, betas=(0.5, 0.9)
+    )
     for _ in range(options.steps):
         asked = _asked(batch, watched, options, generator)
         networks = tuple(sorted(str(watched.clients[k].architecture) for k in asked))
