@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
     with Run(tmp_path, OPTIONS):
         pass
     with (
-        pytest.raises(OneRoundError, match="holds a run already") as caught,
+        pytest.raises(OneRoundError, match="already holds a run") as caught,
         Run(tmp_path, OPTIONS),
     ):
         pass

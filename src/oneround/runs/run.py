@@ -248,7 +248,7 @@ class Run:
             return
         if not self.resume:
             raise OneRoundError(
-                "the folder holds a run already.",
+                "the folder already holds a run.",
                 file=folder,
                 remedy="Add --resume to continue it, or choose another --out.",
             )
