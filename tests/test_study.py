@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, RenamedWarning
 from oneround.study import ArchitectureSpec, ImageSpec, Study, preset
 from tests.tiny import IMAGE, STUDY
 
@@ -218,7 +218,18 @@ def test_deadline(tmp_path: Path, deadline: str, utc: str) -> None:
         ('encrypt_to = "AGE-SECRET-KEY-1QQ"', "submission.encrypt_to"),
     ],
 )
-def test_wrong_hand_in(tmp_path: Path, submission: str, reason: str) -> None:
+def test_wrong_submission_table(tmp_path: Path, submission: str, reason: str) -> None:
     sites = 'sites = ["north", "south"]\n'
     with pytest.raises(OneRoundError, match=reason):
         read(tmp_path, f"{sites}{TEXT}[submission]\n{submission}\n")
+
+
+def test_the_table_of_the_version_before(tmp_path: Path) -> None:
+    table = "at_least = 2\ndeadline = 2027-01-31\n"
+    now = read(tmp_path, f"{TEXT}[submission]\n{table}")
+    with pytest.warns(RenamedWarning, match="table hand_in of a study is called submission now"):
+        before = read(tmp_path, f"{TEXT}[hand_in]\n{table}")
+    assert before == now
+    assert before.hash == now.hash
+    with pytest.raises(OneRoundError, match="hand_in"):
+        read(tmp_path, f"{TEXT}[submission]\nat_least = 2\n[hand_in]\nat_least = 2\n")

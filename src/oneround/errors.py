@@ -12,7 +12,7 @@ class OneRoundError(Exception):
 
     Args:
         reason: what is wrong, in one sentence.
-        file: the file or folder it is about, if any.
+        file: file or folder that it is about, if any.
         remedy: what to do about it, in one sentence.
     """
 
@@ -31,17 +31,17 @@ class OneRoundError(Exception):
 
 
 class RenamedWarning(FutureWarning):
-    """Something is called by the name that it had in the version before."""
+    """A name of the version before is used; the message says the new one."""
 
 
 def warn_renamed(what: str, new: str) -> None:
-    """Say that ``what`` has another name now; the old one works until the next version."""
+    """Warn that ``what`` is called ``new`` now; the old name works until the next version."""
     warnings.warn(f"{what} is called {new} now; use that.", RenamedWarning, stacklevel=3)
 
 
 def printable(text: str, longest: int = 300) -> str:
-    """Text from a stranger on one line of a terminal: control characters are shown, not sent, and
-    what is longer than ``longest`` characters is cut."""
+    """Text from a stranger as one line for a terminal: control characters are escaped, and what is
+    longer than ``longest`` characters is cut."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: longest + 1])
     return shown if len(text) <= longest else shown[: longest - 1] + "…"
 

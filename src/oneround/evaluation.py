@@ -1,4 +1,4 @@
-"""How good a model is on a data set, with confidence intervals. Only numbers leave."""
+"""Evaluation of a model on a data set: predictions, and metrics with confidence intervals."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ class Metrics(Strict):
 
     Attributes:
         images: number of images.
-        accuracy: share of images classified correctly.
+        accuracy: share of images classified correctly, in [0, 1] like all shares here.
         balanced_accuracy: mean recall over the classes that are present.
         auroc: area under the ROC curve, one class against the rest, mean over the classes with
             positives and negatives; ``None`` when there are none.
         ece: expected calibration error of the top class, 15 bins of equal width.
-        recall: by class; ``None`` where the class is absent.
-        intervals: 95 % percentile bootstrap of ``accuracy``, ``balanced_accuracy`` and ``auroc``.
+        recall: recall of each class; ``None`` where the class is absent.
+        intervals: 95 % percentile bootstrap intervals of ``accuracy``, ``balanced_accuracy`` and
+            ``auroc``.
         confusion: number of images, rows the true and columns the predicted class.
-        roc: by class, at most 50 points (false positive rate, true positive rate).
+        roc: ROC curve of each class, at most 50 points (false positive rate, true positive rate).
     """
 
     images: int
@@ -60,7 +61,9 @@ def evaluate(
     resamples: int = 500,
     seed: int = 0,
 ) -> Metrics:
-    """:func:`predict`, then :func:`measure`.
+    """Metrics of a model on labeled images: :func:`predict`, then :func:`measure`.
+
+    Arguments as for these two.
 
     Raises:
         OneRoundError: no images, images of another shape than ``image``, or outputs not finite.
@@ -81,11 +84,11 @@ def predict(
     """Class probabilities of ``model`` in eval mode, (N, classes) ``float32`` on the CPU.
 
     Args:
-        model: from normalized images to logits or log-probabilities, (B, classes). Every module
-            is left in the mode (training or eval) that it came in.
+        model: network from normalized images (B, C, H, W) to logits or log-probabilities
+            (B, classes). Every module is left in the mode (training or eval) that it came in.
         data: N images.
         image: shape and normalization of the network's input.
-        batch_size: images at once.
+        batch_size: number of images in a batch.
         fabric: device, to which the model moves, and precision; ``None``: where the model is.
 
     Raises:
@@ -122,14 +125,15 @@ def measure(
     """Metrics of predictions.
 
     Args:
-        probabilities: (N, classes) in [0, 1], rows sum to one.
-        labels: (N,) ``int64``, indices into ``classes``.
-        classes: class names in order.
-        resamples: bootstrap samples behind the intervals.
+        probabilities: predictions, (N, classes) in [0, 1], rows sum to one.
+        labels: true classes, (N,) ``int64``, indices into ``classes``.
+        classes: class names in the order of the outputs.
+        resamples: number of bootstrap samples behind the intervals.
         seed: seed of the bootstrap.
 
     Raises:
-        OneRoundError: N is 0, or a probability is NaN.
+        OneRoundError: N is 0, or a probability is not finite.
+        ValueError: ``probabilities`` and ``labels`` are of different shapes.
     """
     from torchmetrics.functional import classification  # takes seconds to import
 
@@ -182,8 +186,8 @@ def _intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile bootstrap over images (Efron and Tibshirani, 1993, chapter 13).
 
-    A resample is a column of weights, how often each image was drawn, so that all resamples
-    are measured together.
+    A resample is a column of weights, how often each image was sampled, so that all
+    resamples are measured together.
     """
     generator = torch.Generator().manual_seed(seed)
     images = len(labels)
@@ -192,10 +196,10 @@ def _intervals(
     columns = max(1, _WEIGHTS_AT_ONCE // images)
     samples: dict[str, list[Tensor]] = {"accuracy": [], "balanced_accuracy": [], "auroc": []}
     for start in range(0, resamples, columns):
-        drawn = torch.randint(
+        chosen = torch.randint(
             images, (images, min(columns, resamples - start)), generator=generator
         )
-        weights = torch.zeros(drawn.shape).scatter_add_(0, drawn, torch.ones(drawn.shape))
+        weights = torch.zeros(chosen.shape).scatter_add_(0, chosen, torch.ones(chosen.shape))
         hits = hit.T @ weights  # (classes, resamples)
         samples["accuracy"].append(hits.sum(dim=0) / images)
         samples["balanced_accuracy"].append((hits / (truth.T @ weights)).nanmean(dim=0))

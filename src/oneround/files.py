@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Files: written whole or not at all, JSON read strictly, checksums."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def write_atomic(path: str | os.PathLike[str], content: bytes, *, durable: bool 
     """Write ``content`` so that ``path`` is never seen half written, even after a power cut.
 
     Args:
-        path: the file.
-        content: all of it.
-        durable: wait until the disk has it; without, a power cut may leave an empty file.
+        path: file to write; an older one is replaced.
+        content: whole content of the file.
+        durable: whether to wait until the disk has it; if not, a power cut may leave an empty file.
 
     Raises:
         OneRoundError: the folder is missing, not writable or full; an older file stays as it was.
@@ -50,7 +50,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes, *, durable: bool 
 
 
 def require_folder(path: str | os.PathLike[str]) -> None:
-    """Raise before long work, not after it, when ``path`` cannot be written.
+    """Refuse a path that cannot be written: before long work, not after it.
 
     Raises:
         OneRoundError: its folder is missing or not writable, or ``path`` is a folder.
@@ -75,7 +75,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file, as :func:`parse_json` reads it.
 
     Raises:
-        OneRoundError: the file is missing or is not JSON.
+        OneRoundError: the file is missing, or is not JSON of that kind.
     """
     try:
         return parse_json(Path(path).read_bytes())
@@ -88,15 +88,21 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Write JSON that people can read, atomically; NaN is refused."""
+    """Write JSON that people can read, atomically.
+
+    Raises:
+        OneRoundError: as for :func:`write_atomic`.
+        ValueError: ``content`` has a NaN or infinity.
+    """
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def parse_json(content: bytes) -> object:
-    """JSON without what other readers may understand differently: NaN, 1e999, repeated keys.
+    """The content of JSON, without what readers may understand differently.
 
     Raises:
-        ValueError: it is not such JSON.
+        ValueError: it is not JSON in UTF-8, is nested too deeply, or has NaN, infinity, a number as
+            large as 1e999, or a repeated key.
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -121,7 +127,7 @@ def parse_json(content: bytes) -> object:
 
 
 def sha256(content: bytes | Path) -> str:
-    """Hexadecimal SHA-256 of ``content``, or of the file at a path, a part at a time.
+    """Hexadecimal SHA-256 of bytes, or of the file at a path, which is read in parts.
 
     Raises:
         OneRoundError: the file cannot be read.
@@ -138,7 +144,7 @@ def sha256(content: bytes | Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the disk has the names in a folder; nothing to do on Windows."""
+    """Wait until the disk has the names of the files in a folder; does nothing on Windows."""
     if os.name == "nt":
         return
     folder = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""A model, and its files: ``global.safetensors`` with ``config.json`` beside it.
+"""A model, and its two files: ``global.safetensors`` with ``config.json`` beside it.
 
 :meth:`Model.load` also reads a submission and a RUN folder, so every command that takes a
 model takes any of them.
@@ -35,16 +35,16 @@ class ModelConfig(Strict):
     """What is needed to use the weights; the content of ``config.json``.
 
     Attributes:
-        format: version of this file.
-        method: how the model was made.
+        format: version of the file format.
+        method: name of the method that made the model.
         study: name of the study.
-        study_hash: :attr:`oneround.study.Study.hash`.
+        study_hash: :attr:`oneround.study.Study.hash` of it.
         classes: class names in the order of the outputs.
         image: size and normalization of the input.
-        architectures: one for a single network, K for an ensemble.
-        rule: how the networks of an ensemble are combined; ``None``: a single network.
+        architectures: architecture of the network, or of each network of an ensemble.
+        rule: combination rule of an ensemble; ``None``: a single network.
         weights_sha256: SHA-256 of the weights file.
-        intended_use: a reminder that travels with the model.
+        intended_use: intended use, as a reminder that travels with the model.
     """
 
     format: Literal[1] = 1
@@ -67,11 +67,11 @@ class Model:
         network: From normalized images (B, C, H, W) to logits or log-probabilities (B, classes),
             in eval mode; one network, or an :class:`~oneround.models.ensemble.Ensemble`.
         task: Size and normalization of the images; class names in the order of the outputs.
-        architectures: Of the network, or of every network of an ensemble.
-        bytes_sent: Up and down in all, where this is not one submission of each site and the
-            global model back to it.
-        notes: What those who get the model should know, one sentence each.
-        method: How it was made; empty where that is not known.
+        architectures: Architecture of the network, or of each network of an ensemble.
+        bytes_sent: Bytes sent in all, to and from the sites; ``None``: one submission from each
+            site, and the global model back to it.
+        notes: Sentences that those who get the model should know.
+        method: Name of the method that made it; empty for a client model.
         study: Name of the study.
         study_hash: :attr:`oneround.study.Study.hash` of it.
     """
@@ -92,7 +92,7 @@ class Model:
 
         Args:
             images: Pixels in [0, 1], (N, C, H, W), or a data set of N images.
-            batch_size: Images at once.
+            batch_size: Number of images in a batch.
             device: Where to compute; see :data:`oneround.runs.device.Device`.
 
         Raises:
@@ -107,6 +107,11 @@ class Model:
 
     def evaluate(self, images: Images, *, device: str = "auto") -> Metrics:
         """Metrics with 95 % confidence intervals on labeled images.
+
+        Args:
+            images: Labeled images, an image set or any data set or data loader of pixels in [0, 1]
+                and labels.
+            device: Where to compute; see :data:`oneround.runs.device.Device`.
 
         Raises:
             OneRoundError: as for :meth:`predict_proba`.
@@ -181,7 +186,11 @@ _REMEDY = "Give a .safetensors file with its config.json, a submission or a RUN 
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """:meth:`Model.load`."""
+    """The model in a submission (``.oneround``), a ``.safetensors`` file or a RUN folder.
+
+    Raises:
+        OneRoundError: as for :meth:`Model.load`.
+    """
     return Model.load(path)
 
 

@@ -1,4 +1,4 @@
-"""Typed files: the base of all that is read, the names and numbers in it, and its errors."""
+"""Typed files: base class, types of names and numbers, validation, and options as text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oneround.errors import OneRoundError, printable
 
-MOST_PROBLEMS = 10  #: that one error tells of
-
+MOST_PROBLEMS = 10
+"""Number of broken rules that one error lists at most."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$"
+"""Pattern of a :data:`Name`."""
 
 Name = Annotated[str, Field(pattern=NAME)]
 """A name that is also safe as a file name: letters, digits, ``._-`` and spaces."""
@@ -25,16 +26,19 @@ Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f
 PublicKey = Annotated[
     str, Field(pattern=r"^MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE[A-Za-z0-9+/]{86}==$")
 ]
-"""A P-256 key for signatures: what its PEM file has in the middle; see :mod:`oneround.signing`."""
+"""A P-256 public key for signatures, base64 as in its PEM file; see :mod:`oneround.signing`."""
 
 Recipient = Annotated[str, Field(pattern=r"^age1[02-9ac-hj-np-z]{58}$")]
-"""An age key that files are encrypted to."""
+"""An age recipient: the public key that files are encrypted to."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256, 64 hexadecimal digits."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""A number that is neither NaN nor infinite."""
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
+"""A number of things, 0 to 10¹²."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -46,15 +50,28 @@ class Strict(BaseModel):
 
     @classmethod
     def validate_options(cls, content: object, source: str) -> Self:
-        """``content`` as this model; :class:`OneRoundError` names ``source`` and the key."""
+        """``content`` as an instance of this class.
+
+        Args:
+            content: values by key.
+            source: what the error names as their origin.
+
+        Raises:
+            OneRoundError: ``content`` breaks a rule; the message names ``source`` and the keys.
+        """
         return validated(cls, content, source)
 
 
 def validated(model: type[Model], content: object, file: str | os.PathLike[str]) -> Model:
-    """``content`` as ``model``, or an error that names file, key and remedy.
+    """``content`` as an instance of ``model``.
+
+    Args:
+        model: class of the content.
+        content: values by key.
+        file: file that the content comes from, for the error.
 
     Raises:
-        OneRoundError: with the rules that are broken.
+        OneRoundError: ``content`` breaks a rule; the message names file, keys and remedy.
     """
     try:
         return model.model_validate(content)
@@ -75,7 +92,7 @@ def validated(model: type[Model], content: object, file: str | os.PathLike[str])
 
 
 def _keys_beside(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table in which the last key of ``place`` stands, or would stand."""
+    """The keys that are known in the table of the last key of ``place``."""
     for part in place[:-1]:
         field = model.model_fields.get(str(part))
         if field is not None:
@@ -89,7 +106,7 @@ def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
 
 
 def parse_assignment(text: str) -> dict[str, object]:
-    """``a.b=value`` as nested dict; the value as in TOML, or else as a plain string.
+    """``a.b=value`` as a nested dict; the value is read as TOML, or else as a plain string.
 
     Raises:
         OneRoundError: there is no ``=`` or no key.
@@ -122,5 +139,5 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def now() -> datetime:
-    """The time in UTC, to the second."""
+    """The current time in UTC, to the second."""
     return datetime.now(UTC).replace(microsecond=0)

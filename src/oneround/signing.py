@@ -1,4 +1,4 @@
-"""Key pairs: who wrote a file, and who alone can read it. Everything works offline.
+"""Signatures and encryption: who wrote a file, and who alone can read it; works offline.
 
 Signatures are those of OpenSSF Model Signing with P-256 keys in PEM files, encryption is the age
 format; files made here can be checked and opened with the tools of these projects. Needs
@@ -29,10 +29,10 @@ SIGNATURE_SUFFIX = ".sig"
 """The signature of ``study.toml`` is ``study.toml.sig``."""
 
 ENCRYPTED_SUFFIX = ".age"
-"""What is encrypted to the coordinator has this after its name."""
+"""Ending of the name of a file that is encrypted to the coordinator."""
 
 WHOLE_FILE = "."
-"""The name of the content when one file is signed and not a folder."""
+"""Name of the content if a single file is signed instead of a folder."""
 
 _AGE_HEADER = b"age-encryption.org/v1\n"
 
@@ -46,18 +46,18 @@ class WrongIdentityError(Exception):
 
 
 class KeyFiles(NamedTuple):
-    """A private file that stays, and a public one for everybody."""
+    """A private file, which stays with its owner, and a public one for everybody."""
 
     private: Path
     public: Path
 
 
 def new_signing_key(stem: str | os.PathLike[str], passphrase: str | None = None) -> KeyFiles:
-    """A new P-256 key pair: ``STEM.key``, only for its owner, and ``STEM.pub``.
+    """Write a new P-256 key pair: ``STEM.key``, only for its owner, and ``STEM.pub``.
 
     Args:
-        stem: path without ending.
-        passphrase: needed again whenever the key is used; ``None``: the file alone is enough.
+        stem: path of the files, without ending.
+        passphrase: passphrase that protects the private file; ``None``: none.
 
     Raises:
         OneRoundError: one of the files exists, or cannot be written.
@@ -73,7 +73,7 @@ def new_signing_key(stem: str | os.PathLike[str], passphrase: str | None = None)
 
 
 def new_encryption_key(stem: str | os.PathLike[str], passphrase: str | None = None) -> KeyFiles:
-    """A new age key pair: ``STEM.identity``, only for its owner, and ``STEM.recipient``.
+    """Write a new age key pair: ``STEM.identity``, only for its owner, and ``STEM.recipient``.
 
     Arguments and errors as for :func:`new_signing_key`.
     """
@@ -91,7 +91,7 @@ def read_public_key(path: str | os.PathLike[str]) -> str:
     """The key in a ``.pub`` file (PEM), as the study has it: one line of base64.
 
     Raises:
-        OneRoundError: the file cannot be read, or is no P-256 public key; a private key above all.
+        OneRoundError: the file cannot be read, or is not a P-256 public key.
     """
     text = _text(path)
     if "PRIVATE KEY" in text:
@@ -108,7 +108,7 @@ def read_recipient(path: str | os.PathLike[str]) -> str:
     """The recipient in a ``.recipient`` file.
 
     Raises:
-        OneRoundError: the file cannot be read, or is no age recipient.
+        OneRoundError: the file cannot be read, or is not an age recipient.
     """
     text = _text(path)
     return _validated(Recipient, text.strip(), path, "an age recipient", ".recipient")
@@ -118,7 +118,7 @@ def public_key_of(private: str | os.PathLike[str], passphrase: str | None = None
     """The public key that belongs to a ``.key`` file, as one line of base64.
 
     Raises:
-        OneRoundError: it is no private P-256 key, or the passphrase is missing or wrong.
+        OneRoundError: it is not a private P-256 key, or the passphrase is missing or wrong.
     """
     forms = _package("cryptography.hazmat.primitives.serialization")
     content = _text(private).encode()
@@ -139,7 +139,7 @@ def public_key_of(private: str | os.PathLike[str], passphrase: str | None = None
 
 
 def fingerprint(public_key: str) -> str:
-    """Eight groups of four hexadecimal digits, to be compared over the telephone."""
+    """First half of the SHA-256 of a public key, in eight groups of four hexadecimal digits."""
     digits = hashlib.sha256(base64.b64decode(public_key)).hexdigest()
     return " ".join(digits[i : i + 4] for i in range(0, 32, 4))
 
@@ -152,9 +152,9 @@ def sign(
     """A signature of named contents, as if they were the files of a folder.
 
     Args:
-        contents: by file name; the one name :data:`WHOLE_FILE` signs a single file.
+        contents: contents by file name; :data:`WHOLE_FILE` is the name of a single file.
         private: ``.key`` file.
-        passphrase: of that file.
+        passphrase: passphrase of that file.
 
     Returns:
         A Sigstore bundle, JSON, as ``model_signing verify key`` reads it.
@@ -172,10 +172,10 @@ def sign(
 
 
 def verify(contents: Mapping[str, bytes], signature: bytes, public_key: str) -> None:
-    """Whether ``signature`` covers exactly these contents and was made with this key.
+    """Refuse a signature that does not cover exactly these contents, or is of another key.
 
     Raises:
-        WrongSignatureError: it does not; ``signature`` may be any bytes.
+        WrongSignatureError: it is wrong, and says why; ``signature`` may be any bytes.
         OneRoundError: the packages for it are not installed.
     """
     verifying = _package("model_signing.verifying")
@@ -194,7 +194,7 @@ def verify(contents: Mapping[str, bytes], signature: bytes, public_key: str) -> 
 
 
 def signature_path(path: str | os.PathLike[str]) -> Path:
-    """Where the signature of the file at ``path`` is."""
+    """The path of the signature of the file at ``path``."""
     return Path(f"{os.fspath(path)}{SIGNATURE_SUFFIX}")
 
 
@@ -206,7 +206,7 @@ def sign_file(
     """Write the signature of one file beside it and return its path.
 
     Raises:
-        OneRoundError: the file or the key cannot be read, or the signature not be written.
+        OneRoundError: the file or the key cannot be read, or the signature cannot be written.
     """
     signature = signature_path(path)
     write_atomic(signature, sign({WHOLE_FILE: _bytes(path)}, private, passphrase))
@@ -216,7 +216,7 @@ def sign_file(
 def require_signed_file(
     path: str | os.PathLike[str], content: bytes, signed_by: str | os.PathLike[str]
 ) -> None:
-    """Refuse what is not as the owner of ``signed_by`` (a ``.pub`` file) signed it.
+    """Refuse a file that is not what the owner of ``signed_by`` (a ``.pub`` file) has signed.
 
     Raises:
         OneRoundError: there is no signature beside ``path``, or it is not of ``content``.
@@ -256,10 +256,10 @@ class Identity:
 
     Args:
         path: ``.identity`` file, or one that ``age-keygen`` wrote.
-        passphrase: of that file, if it has one.
+        passphrase: passphrase of that file, if it has one.
 
     Raises:
-        OneRoundError: the file cannot be read, is no identity, or the passphrase is not its own.
+        OneRoundError: the file cannot be read, is not an identity, or the passphrase is wrong.
     """
 
     def __init__(self, path: str | os.PathLike[str], passphrase: str | None = None) -> None:
@@ -283,11 +283,11 @@ class Identity:
             ) from error
 
     def decrypt(self, encrypted: BinaryIO, plain: BinaryIO) -> None:
-        """Write the content of an age file into another; little of it is in memory at a time.
+        """Decrypt an age file into another file; little of it is in memory at a time.
 
         Args:
-            encrypted: at its start.
-            plain: gets the content, which is at most as long.
+            encrypted: encrypted file, positioned at its start.
+            plain: file to write; its content is at most as long.
 
         Raises:
             WrongIdentityError: it was encrypted to another key, or is damaged.
@@ -331,7 +331,7 @@ def _write_pair(stem: Path, private: tuple[str, bytes], public: tuple[str, bytes
     for file in files:
         if os.path.lexists(file):
             raise OneRoundError(
-                "there is such a key already, and nothing replaces a key.",
+                "a key of this name exists, and a key is never replaced.",
                 file=file,
                 remedy="Choose another name, or move the old pair away.",
             )

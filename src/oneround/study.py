@@ -3,7 +3,7 @@
 Everything that must be equal at every site is here (classes and their order, image size,
 normalization, allowed architectures, the training recipe), and nothing that is the
 coordinator's own business (how images are synthesized, how the student is distilled). The table
-``submission`` says until when submissions come in and who signs them; it alone may still
+``submission`` has the deadline of submissions and the keys that sign them; it alone may still
 change while sites train.
 """
 
@@ -43,9 +43,16 @@ if TYPE_CHECKING:
 
 
 class ImageSpec(Strict):
-    """What an image is in this study.
+    """Shape and normalization of the images of a study.
 
-    Readers deliver pixels in [0, 1] of shape (C, H, W); networks see ``(pixel - mean) / std``.
+    Readers give pixels in [0, 1] of shape (C, H, W); networks see ``(pixel - mean) / std``.
+
+    Attributes:
+        channels: number of channels C; 1: gray, 3: color.
+        height: height H in pixels, 8 to 1024.
+        width: width W in pixels, 8 to 1024.
+        mean: mean of the normalization, one value or one for each channel.
+        std: standard deviation of the normalization, above 0, one value or one for each channel.
     """
 
     channels: Literal[1, 3] = 3
@@ -65,15 +72,15 @@ class ImageSpec(Strict):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """Shape of an image, (C, H, W)."""
         return (self.channels, self.height, self.width)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels in [0, 1], (..., C, H, W), to network input of the same shape."""
+        """Network input of the shape of ``pixels``, (..., C, H, W), which are in [0, 1]."""
         return (pixels - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
 
     def denormalize(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Network input to pixels, clipped to [0, 1]; inverse of :meth:`normalize`."""
+        """Pixels of network input, clipped to [0, 1]; the inverse of :meth:`normalize`."""
         pixels = inputs * self._per_channel(self.std, inputs) + self._per_channel(self.mean, inputs)
         return pixels.clamp(0, 1)
 
@@ -85,17 +92,22 @@ class ImageSpec(Strict):
 
 
 class ArchitectureSpec(Strict):
-    """A network by name, with its arguments; see :mod:`oneround.models`."""
+    """A network by name, with its arguments; see :mod:`oneround.models`.
+
+    Attributes:
+        name: name of a registered architecture.
+        arguments: arguments of that architecture, by name.
+    """
 
     name: str = "resnet18"
     arguments: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> ArchitectureSpec:
-        """``resnet18:width=16,stem=small`` as architecture.
+        """The architecture in a text such as ``resnet18:width=16,stem=small``.
 
         Raises:
-            OneRoundError: it is not of this form.
+            OneRoundError: the text is not of this form.
         """
         name, _, rest = text.partition(":")
         arguments: dict[str, Any] = {}
@@ -109,14 +121,26 @@ class ArchitectureSpec(Strict):
 
 
 Augmentation = Literal["flip", "shift", "rotate", "intensity"]
-"""A random change of an image that keeps its class; see :func:`oneround.site.training.augment`."""
+"""A random change of an image that preserves its class; see :mod:`oneround.data.augment`."""
 
 
 class TrainingSpec(Strict):
     """How each site trains its client model; see :func:`oneround.site.training.train_client`.
 
-    ``min_steps_per_epoch`` gives a site with few images smaller batches, of 8 at least; 0: all
-    sites have ``batch_size``.
+    Attributes:
+        epochs: number of passes over the training images.
+        batch_size: number of images in a step.
+        min_steps_per_epoch: steps of an epoch below which a site with few images gets smaller
+            batches, of 8 at least; 0: never.
+        learning_rate: peak learning rate of SGD.
+        momentum: Nesterov momentum of SGD, in [0, 1).
+        weight_decay: weight decay of SGD.
+        schedule: learning rate over the steps; see
+            :func:`oneround.runs.optimization.learning_rate`.
+        class_weighted: whether the loss weights classes, inverse to their frequency at the site.
+        augment: random changes of the training images.
+        validation_fraction: share of the training images that are held out where a site has no
+            validation images, in (0, 0.5).
     """
 
     epochs: int = Field(default=15, ge=1)
@@ -133,7 +157,7 @@ class TrainingSpec(Strict):
 
 @dataclass(frozen=True)
 class Task:
-    """What a network of a study is for: images of this shape into these classes.
+    """The task of a network: to classify images of one shape into these classes.
 
     Attributes:
         image: Shape and normalization of the input.
@@ -145,16 +169,16 @@ class Task:
 
 
 class SubmissionSpec(Strict):
-    """How submissions come in. Not a part of the study's hash: a key that is added or a deadline
-    that moves does not make a trained client model useless.
+    """How sites submit. Not a part of the study's hash: a new key or another deadline does not
+    invalidate a trained client model.
 
     Attributes:
         keys: Public key of each site that signs. Once there is one, every submission must be
             signed with the key of its site.
-        encrypt_to: The coordinator's recipient; submissions leave a site encrypted to it.
-        deadline: Until when, ISO 8601 with time zone, or a day (its end, UTC).
-        at_least: k of n: number of submissions from which on the global model can be made.
-        smallest_cell: Smaller counts are left out of the metrics that a site sends back.
+        encrypt_to: Age recipient of the coordinator; submissions leave a site encrypted to it.
+        deadline: Deadline of submissions: a time with its zone (ISO 8601), or a day (its end, UTC).
+        at_least: Number of submissions that are enough for a global model (k of n).
+        smallest_cell: Smallest count in the metrics that a site sends back; others are left out.
     """
 
     keys: dict[Name, PublicKey] = Field(default_factory=dict)
@@ -190,12 +214,16 @@ class Study(Strict):
     """The agreement between the sites.
 
     Attributes:
+        format: version of the file format.
+        name: name of the study.
         classes: class names; their order is the order of the network's outputs.
-        sites: names of the sites that may hand in; empty: any name.
+        sites: names of the sites that may submit; empty: any name.
+        image: shape and normalization of the images.
         architectures: networks that a site may use; the first is the default.
-        share_class_counts: whether a site's manifest carries its class counts. They help the
-            ensemble to weight sites, and they tell how many cases of each class a site has.
-        seed: seed of client training; sites derive their own from it and their name.
+        training: how each site trains.
+        share_class_counts: whether manifests state the number of training images of each class,
+            which help the ensemble to weight sites; ``False``: sites withhold them.
+        seed: seed of client training; each site derives its own from it and its name.
         submission: keys, deadline, k of n; the only part that may change after sites have trained.
     """
 
@@ -213,7 +241,7 @@ class Study(Strict):
     @model_validator(mode="before")
     @classmethod
     def _earlier_names(cls, content: object) -> object:
-        """Tables that the version before knew by another name."""
+        """Rename tables that had another name in the version before."""
         if isinstance(content, dict) and "hand_in" in content and "submission" not in content:
             warn_renamed("the table hand_in of a study", "submission")
             content = {("submission" if k == "hand_in" else k): v for k, v in content.items()}
@@ -235,13 +263,13 @@ class Study(Strict):
 
     @property
     def task(self) -> Task:
-        """Image and classes: all of a study that a network needs to know."""
+        """Image and classes: the part of the study that a network needs."""
         return Task(self.image, self.classes)
 
     def agreement(self) -> dict[str, Any]:
-        """Plain content of all that must be equal at every site: everything but ``submission``.
+        """Everything that must be equal at every site, in plain types: all but ``submission``.
 
-        A study of before ``min_steps_per_epoch`` keeps its hash: 0 is left out.
+        A ``min_steps_per_epoch`` of 0 is left out: studies without it have the same hash as before.
         """
         content = self.model_dump(mode="json", exclude={"submission"})
         if not self.training.min_steps_per_epoch:
@@ -253,13 +281,17 @@ class Study(Strict):
         """SHA-256 of :meth:`agreement` in canonical JSON.
 
         Comments, the order of keys, line ends and a byte order mark do not count, so a file
-        that was opened in an editor or travelled by mail keeps its hash.
+        that was opened in an editor or sent by mail has the same hash.
         """
         canonical = json.dumps(self.agreement(), sort_keys=True, ensure_ascii=True)
         return sha256(canonical.encode())
 
     def require_site(self, site: str, file: str | os.PathLike[str] | None = None) -> None:
-        """Refuse a site that could not hand in, before it trains.
+        """Refuse a site that could not submit, before it trains.
+
+        Args:
+            site: name of the site.
+            file: file that the name comes from, for the error.
 
         Raises:
             OneRoundError: ``site`` is not a :data:`Name`, or not one of ``sites``.
@@ -284,9 +316,9 @@ class Study(Strict):
         """Read and validate a TOML file.
 
         Args:
-            path: the file.
-            signed_by: the coordinator's public key (``.pub``); then ``path`` with ``.sig`` added
-                must be its signature of this file.
+            path: TOML file.
+            signed_by: public key (``.pub``) of the coordinator, whose signature of the file must
+                then be beside it (``.sig``).
 
         Raises:
             OneRoundError: the file is missing, is not TOML, breaks a rule of the study, or is not
@@ -314,18 +346,25 @@ class Study(Strict):
         return validated(cls, content, path)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the study as TOML (atomically)."""
+        """Write the study as TOML, atomically.
+
+        Raises:
+            OneRoundError: the file cannot be written.
+        """
         content = self.model_dump(mode="json", exclude_none=True)
         write_atomic(path, tomlkit.dumps(content).encode())
 
 
 def preset(name: str, image: ImageSpec) -> tuple[ArchitectureSpec, TrainingSpec]:
-    """Network and training recipe by name, for images of this size.
+    """Network and training recipe of a preset, for images of one size.
 
-    ``quick``: a ResNet-18 of width 16 and 15 one-cycle epochs, also of few images 8 steps each, for
-    a CPU. ``paper``: what
-    FedISCA's public code does, ResNet-18 at full width and 100 epochs of SGD at rate 1e-3.
     Images below 64 pixels get the small stem (3×3, no pooling).
+
+    Args:
+        name: ``quick``: for a CPU, a ResNet-18 of width 16 and 15 one-cycle epochs, of 8 steps or
+            more even with few images; ``paper``: that of FedISCA's public code, a ResNet-18 of
+            full width and 100 epochs of SGD from a learning rate of 1e-3.
+        image: shape of the images.
 
     Raises:
         OneRoundError: there is no such preset.

@@ -1,7 +1,7 @@
-"""Where files travel: a folder that both sides reach, such as a share, an SFTP or S3 store.
+"""Carriers: a folder that sites and coordinator reach, such as a share, an SFTP or S3 store.
 
-Any carrier does, since the file looks after itself: it is signed, may be encrypted, and is
-checked by whoever reads it. The carrier gets a file under its final name only when it is whole.
+Any carrier will do, since carriers are not trusted: a file may be signed and encrypted, and is
+checked by whoever reads it. It gets its final name at the carrier only when it is complete.
 
 ====================  ================================  ==========================
 URL                   is                                needs
@@ -41,7 +41,7 @@ from oneround.files import sha256
 from oneround.runs.callbacks import Progress, silent
 from oneround.submission import FILE_NAME, LIMIT_BYTES
 
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes that are read at once
 
 _WHOLE_AT_ONCE = ("s3", "https", "http")  # no half file is ever seen, or nothing can be renamed
 _WEBDAV = ("webdav", "webdavs", "dav", "davs")
@@ -53,9 +53,9 @@ class Item:
     """A file at a carrier.
 
     Attributes:
-        name: without folder.
-        size: in bytes, as the carrier says.
-        modified: when it came, in UTC, as the carrier says; ``None``: it does not say.
+        name: name of the file, without folder.
+        size: size in bytes, as reported by the carrier.
+        modified: time of arrival in UTC, as reported by the carrier; ``None``: not reported.
     """
 
     name: str
@@ -65,15 +65,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What is known of a file that was sent.
+    """The result of sending a file.
 
     Attributes:
-        name: under which it lies at the carrier.
-        size: in bytes.
-        sha256: of the file.
-        compared: whether it was read back and is the same, byte for byte. ``False``: the carrier
-            takes files and shows none.
-        sent: ``False``: it was there already.
+        name: name of the file at the carrier.
+        size: size in bytes.
+        sha256: SHA-256 of the file.
+        compared: whether it was read back and is the same, byte for byte; ``False``: the carrier
+            accepts files and shows none.
+        sent: whether it was sent; ``False``: it was there already.
     """
 
     name: str
@@ -87,11 +87,11 @@ class Carrier:
     """A folder at a URL.
 
     Args:
-        url: see the module.
-        progress: called with stage, bytes done, bytes in all and a note.
+        url: path or URL of the folder; see :mod:`oneround.transfer` for the kinds.
+        progress: function called with stage, bytes done, bytes in all and a note.
 
     Raises:
-        OneRoundError: the URL is of no known kind, a package is missing, or nobody answers.
+        OneRoundError: the URL is of no known kind, a package is missing, or no server answers.
     """
 
     def __init__(self, url: str, progress: Progress = silent) -> None:
@@ -100,19 +100,19 @@ class Carrier:
             self.shown = _without_secrets(url)
         except ValueError:  # it may quote a part of a password
             raise OneRoundError(
-                "this is no URL.",
+                "this is not a URL.",
                 remedy="Write it as sftp://USER@HOST:PORT/FOLDER; characters such as # and @ in a "
                 "name as %23 and %40, and no password.",
             ) from None
         self._progress = progress
-        with self._told("reached"):
+        with self._as_our_errors("reached"):
             self._files, self._root = _connected(url, self.scheme)
 
     def items(self) -> list[Item]:
-        """The submissions that lie there, by name; files of other names are passed over.
+        """The submissions at the carrier, sorted by name; files of other names are skipped.
 
         Raises:
-            OneRoundError: the folder is missing, may not be listed, or nobody answers.
+            OneRoundError: the folder is missing, may not be listed, or no server answers.
         """
         if self.scheme in ("https", "http"):
             raise OneRoundError(
@@ -120,7 +120,7 @@ class Carrier:
                 file=self.shown,
                 remedy="Collect from the folder of the server, or by webdavs://, sftp:// or s3://.",
             )
-        with self._told("listed"):
+        with self._as_our_errors("listed"):
             with suppress(AttributeError):
                 self._files.invalidate_cache()
             try:
@@ -129,31 +129,30 @@ class Carrier:
                 if self.scheme != "s3" or not self._files.exists(self._root.split("/")[0]):
                     raise
                 found = []
-        items = [_item(entry) for entry in found if entry["type"] == "file"]
-        return sorted(
-            (item for item in items if FILE_NAME.fullmatch(item.name)), key=lambda item: item.name
-        )
+        items = (_item(entry) for entry in found if entry["type"] == "file")
+        named = (item for item in items if FILE_NAME.fullmatch(item.name))
+        return sorted(named, key=lambda item: item.name)
 
     def send(self, file: Path, *, replace: bool = False) -> Receipt:
-        """Bring a file there, and read it back to compare. Safe to repeat.
+        """Send a file, and read it back to compare. Safe to repeat.
 
         Args:
-            file: on this machine; its name is kept.
+            file: file on this machine; it has the same name at the carrier.
             replace: whether another file of this name may be replaced.
 
         Raises:
-            OneRoundError: there is another file of this name, or it did not arrive whole. Then
-                what was there before is there still, but for HTTPS PUT, where the server decides.
+            OneRoundError: there is another file of this name, or the file did not arrive whole. The
+                carrier is then as before, but for HTTPS PUT, where the server decides.
         """
         target = self._path(file.name)
         if not FILE_NAME.fullmatch(posixpath.basename(target)) and target != self._root:
             raise OneRoundError(
-                "who collects would pass over a file of this name.",
+                "oneround collect would skip a file of this name.",
                 file=file,
                 remedy="Rename it, such as to SITE.oneround (letters, digits and . _ - ( ) space).",
             )
         digest, size = sha256(file), file.stat().st_size
-        with self._told("sent"):
+        with self._as_our_errors("sent"):
             if self.scheme not in _WHOLE_AT_ONCE and not self._files.isdir(self._root):
                 raise FileNotFoundError
             there = self._digest(target, size, "comparing")
@@ -173,7 +172,7 @@ class Carrier:
         return Receipt(file.name, size, digest, compared=compared, sent=True)
 
     def fetch(self, item: Item, folder: Path) -> Path:
-        """Bring a file here, whole or not at all, with the time at which it came there.
+        """Fetch a file into ``folder``, whole or not at all, with its time of arrival; its path.
 
         Raises:
             OneRoundError: it is larger than a submission may be, or cannot be read.
@@ -181,7 +180,7 @@ class Carrier:
         target, part = folder / item.name, folder / f".{item.name}.part"
         self._require_size(item.size, item.name)
         try:
-            with self._told("fetched", item.name), part.open("wb") as file:
+            with self._as_our_errors("fetched", item.name), part.open("wb") as file:
                 for chunk in self._chunks(self._path(item.name), item.size, "fetching"):
                     file.write(chunk)
             if item.modified is not None:
@@ -197,7 +196,7 @@ class Carrier:
         return posixpath.join(self._root, name)
 
     def _put(self, file: Path, target: str, digest: str, size: int) -> bool:
-        """Whether the file could be read back; what differs is taken away again."""
+        """Whether the file could be read back; one that arrived damaged is removed."""
         options = {"method": "put"} if self.scheme in ("https", "http") else {}
         callback = _Reported(self._progress, file.name)
         callback.set_size(size)
@@ -212,7 +211,7 @@ class Carrier:
             raise OneRoundError(
                 "the file did not arrive as it was sent.",
                 file=self.shown,
-                remedy="Run the same command again; if it happens again, ask who runs the carrier.",
+                remedy="Run the command again; if it fails again, ask whoever runs the server.",
             )
         return True
 
@@ -223,7 +222,7 @@ class Carrier:
             self._files.mv(part, target)
 
     def _digest(self, path: str, size: int, stage: str) -> str | None:
-        """SHA-256 of a file at the carrier; ``None``: there is none, or it is not shown."""
+        """SHA-256 of a file at the carrier; ``None``: there is none, or the carrier shows none."""
         hashed = hashlib.sha256()
         try:
             with suppress(AttributeError):
@@ -253,12 +252,12 @@ class Carrier:
             raise OneRoundError(
                 f"the file is larger than {LIMIT_BYTES} bytes.",
                 file=f"{self.shown.rstrip('/')}/{name}",
-                remedy="No submission is so large: look who put it there.",
+                remedy="No submission is so large: find out who put it there.",
             )
 
     @contextmanager
-    def _told(self, what: str, name: str = "") -> Iterator[None]:
-        """Errors of any carrier as ours: they have no common base, and may quote secrets."""
+    def _as_our_errors(self, what: str, name: str = "") -> Iterator[None]:
+        """Errors of any carrier as :class:`OneRoundError`: they may quote secrets."""
         place = f"{self.shown.rstrip('/')}/{name}" if name else self.shown
         try:
             yield
@@ -278,7 +277,7 @@ class Carrier:
 
 
 class _Reported(Callback):  # type: ignore[misc]
-    """Progress of fsspec, as ours."""
+    """Progress of fsspec, reported to a function of ours."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         super().__init__()
@@ -294,7 +293,7 @@ def _connected(url: str, scheme: str) -> tuple[Any, str]:
     token, password = os.environ.get("ONEROUND_TOKEN"), os.environ.get("ONEROUND_PASSWORD")
     if parts.password:
         raise OneRoundError(
-            "a password in a URL is seen by others.",
+            "a password in a URL can be seen by others.",
             file=_without_secrets(url),
             remedy="Put it into the environment variable ONEROUND_PASSWORD.",
         )
@@ -361,7 +360,6 @@ _CONNECT: dict[str, Callable[[str, str | None, str | None], tuple[Any, str]]] = 
     **dict.fromkeys(("http", "https"), _https),
 }
 
-
 _EXTRAS = {"ssh": "sftp", "http": "https", **dict.fromkeys(_WEBDAV, "webdav")}
 
 
@@ -375,7 +373,7 @@ def _item(entry: dict[str, Any]) -> Item:
 
 
 def _without_secrets(url: str) -> str:
-    """The URL for messages: no password, and no query, in which signatures stand."""
+    """The URL for messages: without password, and without query, which may have a signature."""
     if "://" not in url:
         return url
     parts = urlsplit(url)
@@ -403,7 +401,7 @@ def _status(error: Exception) -> int:
 def _remedy(error: Exception, scheme: str) -> str:
     text = f"{type(error).__name__} {error}"
     if "HostKey" in text or "host key" in text.lower():
-        return "Compare the host key with who runs the server, then add it to ~/.ssh/known_hosts."
+        return "Compare the host key with its owner's, then add it to ~/.ssh/known_hosts."
     if isinstance(error, PermissionError) or _status(error) in (401, 403):
         return "Check user, key or token (ONEROUND_PASSWORD, ONEROUND_TOKEN) and the permissions."
     if isinstance(error, FileNotFoundError):

@@ -31,7 +31,9 @@ def test_bad_submissions_are_all_named(call: Call, workplace: Workplace, tmp_pat
     again = tmp_path / "copy.oneround"
     again.write_bytes(workplace.submissions[0].read_bytes())
     out = tmp_path / "run"
-    outcome = call("aggregate", workplace.study, *workplace.submissions, damaged, again, "--out", out)
+    outcome = call(
+        "aggregate", workplace.study, *workplace.submissions, damaged, again, "--out", out
+    )
     assert outcome.code == 1
     assert str(damaged) in outcome.err
     assert "all from 'north'" in outcome.err
@@ -104,3 +106,19 @@ def test_without_needs_a_model_to_leave(call: Call, workplace: Workplace, tmp_pa
     outcome = call(*command, "--without", "west")
     assert outcome.code == 1
     assert "--extend" in outcome.err
+
+
+def test_names_of_the_version_before(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    options = [f"--set={option}" for option in tiny.HEADFIT]
+    files = [workplace.study, *workplace.submissions]
+    old = call("distill", *files, "--method", "oneround", "--out", tmp_path / "old", *options)
+    assert old.code == 0
+    assert "note: the command distill is called aggregate now; use that." in old.err
+    assert "note: the method oneround is called headfit now; use that." in old.err
+    new = call("aggregate", *files, "--out", tmp_path / "new", *options)
+    assert new.code == 0
+    assert "note:" not in new.err
+    weights = [tmp_path / name / "global.safetensors" for name in ("old", "new")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    results = (tmp_path / "old" / "results.json").read_text("utf-8")
+    assert '"method": "headfit"' in results

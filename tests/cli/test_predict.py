@@ -22,7 +22,9 @@ def test_probabilities_are_those_of_the_model(call: Call, workplace: Workplace) 
     files = pictures(workplace)
     rows = call("predict", workplace.run, *files, "--json").json
     loaded = load_model(workplace.run)
-    x = torch.stack([loaded.task.image.normalize(read_image(file, loaded.task.image)) for file in files])
+    x = torch.stack(
+        [loaded.task.image.normalize(read_image(file, loaded.task.image)) for file in files]
+    )
     expected = loaded.network(x).softmax(1)
     for row, file, probabilities in zip(rows, files, expected, strict=True):
         assert row["image"] == str(file)

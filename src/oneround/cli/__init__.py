@@ -1,4 +1,4 @@
-"""The command line: one file per command. They parse, call the library and print."""
+"""The command line: one file per command, which parses, calls the library and prints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from oneround.cli.console import err, say
 from oneround.errors import OneRoundError, RenamedWarning
 
 INTERRUPTED = 130
-"""What typer exits with after Ctrl-C."""
+"""Exit code of typer after Ctrl-C."""
 
 app = typer.Typer(
     name="oneround",
@@ -56,7 +56,14 @@ app.command("distill", hidden=True)(aggregate.distill)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0 only when all is well, 1 for an error that was reported."""
+    """Run one command.
+
+    Args:
+        arguments: words of the command line; ``None``: those of this process.
+
+    Returns:
+        The exit code; 0: success, 1: an error that was reported.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # show what the terminal has no letters for
             stream.reconfigure(errors="backslashreplace")
@@ -66,15 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             app(arguments, standalone_mode=True)
     except OneRoundError as error:
-        return _tell(error)
+        return _show_error(error)
     except OSError as error:
         file = None if error.filename is None else str(error.filename)
         remedy = "Check the path, its permissions and the free space."
-        return _tell(OneRoundError(f"{error.strerror or error}.", file=file, remedy=remedy))
+        return _show_error(OneRoundError(f"{error.strerror or error}.", file=file, remedy=remedy))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            say("interrupted; to continue, run the same command again, aggregate, simulate and "
-                "demo with --resume", "yellow", err)  # fmt: skip
+            say("interrupted; to continue, run the same command again (aggregate, simulate and "
+                "demo: with --resume)", "yellow", err)  # fmt: skip
         return stop.code if isinstance(stop.code, int) else 1
     return 0
 
@@ -87,15 +94,15 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning as a line for people; where it comes from matters for those of others alone."""
+    """Show a warning; where it comes from is shown for those of other packages alone."""
     if issubclass(category, RenamedWarning):
         say(f"note: {message}", "yellow", err)
     else:
         err.print(warnings.formatwarning(message, category, filename, lineno), markup=False)
 
 
-def _tell(error: OneRoundError) -> int:
-    """File, reason and remedy on standard error; the exit code."""
+def _show_error(error: OneRoundError) -> int:
+    """Print file, reason and remedy on standard error; the exit code."""
     say(f"error in {error.file}" if error.file else "error", "bold red", err)
     say(f"  {error.reason}", console=err)
     if error.remedy:

@@ -36,18 +36,18 @@ from oneround.submission import read_submissions
 
 def aggregate(
     study_file: StudyFile,
-    files: Annotated[list[Path], typer.Argument(help="The submissions.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Submissions.", show_default=False)],
     run: Annotated[Path, typer.Option("--out", help="RUN folder.", show_default=False)],
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {', '.join(methods.names())}. "
+            help=f"Method, one of {', '.join(methods.names())}. "
             f"{methods.DEFAULT}, or that of --extend, by default."
         ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="quick or paper. quick, or the options of --extend, by default."),
+        typer.Option(help="Preset, quick or paper. quick, or the options of --extend, by default."),
     ] = None,
     changes: Set = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of synthesis and distillation.")] = 0,
@@ -55,7 +55,7 @@ def aggregate(
     extend: Annotated[
         Path | None,
         typer.Option(
-            help="RUN folder of the global model so far: continue from it, with further submissions "
+            help="RUN folder of the global model so far: continue it, with further submissions "
             "beside all of its own.",
             show_default=False,
         ),
@@ -64,7 +64,7 @@ def aggregate(
         list[str] | None,
         typer.Option(
             metavar="SITE",
-            help="With --extend: a site that has withdrawn. A full run without it; repeat.",
+            help="Site that has withdrawn from --extend, for a full run without it; repeat.",
         ),
     ] = None,
     identity_file: IdentityFile = None,
@@ -77,17 +77,17 @@ def aggregate(
 ) -> None:
     """Make one global model from the submissions alone; no image is needed.
 
-    The folder gets `global.safetensors` and `config.json` (send both to the sites, or one of
-    the RUN folder's copies), the image bank, `results.json` and `report.html`.
+    The RUN folder gets the global model (`global.safetensors` and `config.json`; send both to the
+    sites), the image bank, `results.json`, `report.html` and `model-card.md`.
 
     Example: `oneround aggregate blood.toml north.oneround south.oneround --out run`
 
-    When one joins late: `oneround aggregate blood.toml inbox/*.oneround --extend run --out next`
+    When a site joins late: `oneround aggregate blood.toml inbox/*.oneround --extend run --out next`
     """
     study = Study.read(study_file)
     if without and not extend:
         raise OneRoundError(
-            "--without says who has left a global model.",
+            "--without names a site that has withdrawn from a global model, and no model is given.",
             remedy="Give the RUN folder of that model with --extend.",
         )
     submissions = read_submissions(files, study, identity=identity_of(identity_file))
@@ -116,12 +116,12 @@ def aggregate(
         print_json(results.model_dump(mode="json", by_alias=True))
         return
     say(f"{run / 'global.safetensors'} from {len(submissions)} submission(s)", "bold")
-    say(f"  send it, with {run / 'config.json'}, to the sites; there:")
+    say(f"  send it, with {run / 'config.json'}, to the sites; at a site:")
     say(f"  oneround evaluate {run / 'global.safetensors'} --data PATH")
     say(f"  report: {page}; for those who get the model: {card}")
     for note in results.notes:
         say(f"  note: {note}")
-    _tell(Ledger.read(run).entries)
+    _show_history(Ledger.read(run).entries)
 
 
 @functools.wraps(aggregate)
@@ -131,12 +131,12 @@ def distill(*arguments: Any, **options: Any) -> None:
     aggregate(*arguments, **options)
 
 
-def _tell(entries: list[Entry]) -> None:
-    """What this global model has to do with those before."""
+def _show_history(entries: list[Entry]) -> None:
+    """Print what this global model has to do with those before."""
     last, first = entries[-1], entries[0]
     if last.how == "extension":
-        say(f"  added {', '.join(last.added)} for {last.flops / first.flops:.0%} of the FLOPs of the "
-            "first model")  # fmt: skip
+        share = f"{last.flops / first.flops:.0%} of the FLOPs of the first model"
+        say(f"  added {', '.join(last.added)} for {share}")
     if last.how == "withdrawal":
         say(f"  nothing of {', '.join(last.withdrawn)} is in it; to be deleted, with all copies:")
         for entry in entries[:-1]:

@@ -16,30 +16,30 @@ from oneround.research.benchmark.statistics import require_scipy
 
 
 def bench(
-    file: Annotated[Path, typer.Argument(help="The benchmark, a TOML file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="Benchmark, a TOML file.", show_default=False)],
     folder: Annotated[
         Path, typer.Option("--out", help="Folder of the results.", show_default=False)
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of the data sets; that of the file by default."),
+        typer.Option(help="Folder of the data sets; that of the TOML file by default."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes on this machine.")] = 1,
     scheduler: Annotated[
         str | None,
         typer.Option(help="Address of a Dask scheduler, for workers on many machines."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Run this cell alone; repeat for several.")
+        list[str] | None, typer.Option(help="Cell to run, and no other; repeat for several.")
     ] = None,
     page_only: Annotated[
-        bool, typer.Option("--page", help="Run nothing; write the page from the table.")
+        bool, typer.Option("--page", help="Write the page from the table, and run nothing.")
     ] = False,
 ) -> None:
-    """Compare methods with the same client models and the same meter.
+    """Compare methods on the same client models, with the same measurement of cost.
 
-    Cells that are in `cells.csv` of the folder are not run again, so the same command goes on
-    with an interrupted benchmark, also on another machine with a copy of the table. Gets
+    Cells that are in `cells.csv` of the folder are not run again, so the same command continues
+    an interrupted benchmark, also on another machine with a copy of the table. Writes
     `cells.csv`, `curves.csv`, `report.md` and `report.html`.
 
     Example: `oneround bench benchmarks/cpu.toml --data data --out benchmarks/cpu --workers 2`

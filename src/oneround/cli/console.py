@@ -28,57 +28,60 @@ from oneround.runs.device import Device
 out = Console()
 err = Console(stderr=True)
 
-StudyFile = Annotated[Path, typer.Argument(help="The study, a TOML file.", show_default=False)]
+StudyFile = Annotated[Path, typer.Argument(help="Study, a TOML file.", show_default=False)]
 SignedBy = Annotated[
     Path | None,
     typer.Option(
-        help="The coordinator's .pub file: refuse a study that it did not sign.",
+        help="The coordinator's .pub file; a study that it did not sign is refused.",
         show_default=False,
     ),
 ]
 IdentityFile = Annotated[
     Path | None,
     typer.Option(
-        "--identity", help="The .identity file that opens encrypted files.", show_default=False
+        "--identity",
+        help="The .identity file that encrypted submissions are opened with.",
+        show_default=False,
     ),
 ]
 DataPath = Annotated[
     str,
     typer.Option(
         "--data",
-        help="MedMNIST .npz, folder with one folder per class, CSV with path and label, "
-        "or with --download the name of a MedMNIST data set.",
+        help="Images: a MedMNIST .npz, a folder with one folder per class, a CSV with path and "
+        "label, or with --download the name of a MedMNIST data set.",
         show_default=False,
     ),
 ]
 Download = Annotated[bool, typer.Option(help="Download the data set that --data names.")]
 MaxSkipped = Annotated[
-    float, typer.Option(min=0, max=1, help="Stop when a larger share of images is unreadable.")
+    float, typer.Option(min=0, max=1, help="Largest share of unreadable images that are skipped.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DeviceName = Annotated[Device, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
+DeviceName = Annotated[Device, typer.Option("--device", help="Device: auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Number of CPU threads; all by default.")]
 Flops = Annotated[
     float | None,
     typer.Option(min=1, help="FLOPs that the method may spend, such as 5e12.", show_default=False),
 ]
 Devices = Annotated[
     int | None,
-    typer.Option(min=1, help="Processes on this machine, each with a GPU or on the CPU; 1."),
+    typer.Option(min=1, help="Processes on this machine, each on a GPU or the CPU; 1 by default."),
 ]
 Nodes = Annotated[
-    int | None, typer.Option("--num-nodes", min=1, help="Machines that work together; 1.")
+    int | None,
+    typer.Option("--num-nodes", min=1, help="Machines that work together; 1 by default."),
 ]
 Architectures = Annotated[
     list[str] | None,
     typer.Option(
         "--architecture",
-        help="NAME or NAME:KEY=VALUE,… such as resnet18:width=16; repeat for several.",
+        help="Network, NAME or NAME:KEY=VALUE,… such as resnet18:width=16; repeat for several.",
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one option; repeat for several."),
+    typer.Option("--set", metavar="KEY=VALUE", help="One option to override; repeat for several."),
 ]
 
 
@@ -91,22 +94,22 @@ def passphrase_of(file: Path) -> str | None:
 
 
 def identity_of(file: Path | None) -> signing.Identity | None:
-    """The identity in a file, its passphrase asked for if it has one."""
+    """The identity in a file; its passphrase is asked for if it has one."""
     return signing.Identity(file, passphrase_of(file)) if file else None
 
 
 def say(text: str, style: str | None = None, console: Console = out) -> None:
-    """A line as it is: what looks like markup in a path is text, and nothing is wrapped."""
+    """Print a line as it is: nothing in it is taken as markup, and it is not wrapped."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(content: object) -> None:
-    """Nothing but JSON on standard output."""
+    """Print JSON, and nothing else, on standard output."""
     typer.echo(json.dumps(content, indent=1))
 
 
 def warn_skipped(skipped: Iterable[str]) -> None:
-    """Say on standard error which images were skipped."""
+    """Print on standard error which images were skipped."""
     lines = list(skipped)
     if lines:
         say(f"{len(lines)} image(s) could not be read and were skipped:", "yellow", err)
@@ -117,7 +120,7 @@ def warn_skipped(skipped: Iterable[str]) -> None:
 
 
 def plain_table(first: str, columns: Iterable[str], title: str = "") -> Table:
-    """A table of names and numbers without frame, for 80 columns; only names are folded."""
+    """A table of names and numbers without frame, for 80 columns; only names are wrapped."""
     table = Table(
         title=title,
         title_justify="left",
@@ -133,7 +136,7 @@ def plain_table(first: str, columns: Iterable[str], title: str = "") -> Table:
 
 
 def models_table(models: Models, bytes_sent: Mapping[str, int]) -> Table:
-    """Every model with its 95 % intervals, and the bytes that had to be sent for it."""
+    """Metrics of every model with 95 % intervals, and the bytes that were sent for it."""
     keys = ("accuracy", "balanced_accuracy", "auroc")
     title = "Test images: value and 95 % interval"
     table = plain_table("model", ("accuracy", "balanced accuracy", "AUROC", "sent"), title)
@@ -159,7 +162,7 @@ def models_table(models: Models, bytes_sent: Mapping[str, int]) -> Table:
 
 
 def counts_table(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Table:
-    """Training images of each class at each site; the longer names go down the side."""
+    """Training images of each class at each site; the longer names are in the first column."""
     columns = [*zip(*counts.values(), strict=True), tuple(map(sum, counts.values()))]
     if len("".join(classes)) <= len("".join(counts)):
         table = plain_table("site", (*classes, "total"), "Training images")
@@ -206,7 +209,7 @@ class ProgressBars(Callback, AbstractContextManager["ProgressBars"]):
         self.on_progress(stage, done, total, note)
 
     def on_progress(self, stage: str, done: int, total: int, note: str) -> None:
-        """Show a step of a run."""
+        """Show the progress of a stage."""
         if err.is_terminal:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)

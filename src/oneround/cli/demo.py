@@ -1,4 +1,4 @@
-"""``oneround demo``: the main job on built-in images."""
+"""``oneround demo``: a whole study on built-in images."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def demo(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Four sites, four files, one global model, on drawn images of cells (no real ones).
+    """Four sites, four files, one global model, on generated images of cells (no real ones).
 
     Needs no data, no network and no GPU; takes a few minutes on two cores.
 
     Example: `oneround demo`
     """
-    err.print("Drawing phantom images: six kinds of cells, drawn by a program, not real.")
+    err.print("Generating phantom images: six kinds of cells, made by a program, not real.")
     splits = phantoms(torch.Generator().manual_seed(SEED), train=2000, val=400, test=800)
     image = ImageSpec(channels=3, height=32, width=32)
     network, training = preset("quick", image)

@@ -17,7 +17,7 @@ from oneround.cli.console import AsJson, out, print_json, say
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Versions, device, what is installed and what is missing; exit code 1 if anything needed is.
+    """Show versions, device and packages; exit code 1 if a required package is missing.
 
     Example: `oneround doctor --json`
     """
@@ -45,7 +45,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _packages() -> tuple[dict[str, str], list[str]]:
-    """Version of every dependency; and those that are needed and missing or too old."""
+    """Version of every dependency; and those that are required and missing or too old."""
     found, missing = {"oneround": version("oneround")}, []
     for line in requires("oneround") or []:
         requirement = Requirement(line)

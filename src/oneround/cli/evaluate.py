@@ -53,26 +53,26 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="global.safetensors, a submission, or a RUN folder.",
+            help="Model: global.safetensors, a submission or a RUN folder.",
             show_default=False,
         ),
     ],
     data: DataPath,
-    file: Annotated[Path | None, typer.Option("--out", help="Write the metrics as JSON.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
     study_file: Annotated[
         Path | None,
-        typer.Option("--study", help="With --site: write --out in the form that is sent back."),
+        typer.Option("--study", help="Study; with --site, --out is the file to send back."),
     ] = None,
     site: Annotated[str | None, typer.Option(help="Name of this site.", show_default=False)] = None,
     own: Annotated[
         Path | None,
-        typer.Option(help="The site's own submission, to be compared.", show_default=False),
+        typer.Option(help="The site's own submission, to compare with.", show_default=False),
     ] = None,
     key: Annotated[
         Path | None, typer.Option(help="The site's .key file, to sign with.", show_default=False)
     ] = None,
     split: Annotated[
-        Split, typer.Option(help="Which images; auto: test, or else val, or else all.")
+        Split, typer.Option(help="Images to evaluate on; auto: test, or else val, or else all.")
     ] = "auto",
     max_skipped: MaxSkipped = 0.05,
     download: Download = False,
@@ -80,7 +80,7 @@ def evaluate(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Metrics of a model on local images, with 95 % confidence intervals; only numbers leave.
+    """Evaluate a model on local images: metrics with 95 % intervals, and no image leaves.
 
     Example: `oneround evaluate run/global.safetensors --data images/ --out metrics.json`
 
@@ -107,7 +107,8 @@ def evaluate(
             model_file, images, study, site, split=name, own=own, fabric=fabric
         )
         passphrase = passphrase_of(key) if key else None
-        _tell(found, write_evaluation(file, found, key=key, passphrase=passphrase), as_json)
+        files = write_evaluation(file, found, key=key, passphrase=passphrase)
+        _show_report(found, files, as_json)
         return
     metrics = evaluation.evaluate(loaded.network, images, loaded.task.image, fabric=fabric)
     content = {"model": str(model_file), "split": name, **metrics.model_dump(mode="json")}
@@ -132,27 +133,27 @@ def _require_all_or_none(
         )
 
 
-def _tell(found: SiteEvaluation, files: list[Path], as_json: bool) -> None:
-    """What leaves, so that somebody can look at it before it does."""
+def _show_report(found: SiteEvaluation, files: list[Path], as_json: bool) -> None:
+    """Print what is to leave the site, so that somebody can look at it before."""
     if as_json:
         print_json(found.model_dump(mode="json", by_alias=True))
         return
     say(f"{' and '.join(map(str, files))}: to be sent back", "bold")
     table = plain_table("model", LABELS, f"{found.images} {found.split} images of {found.site}")
-    for name, told in (("global model", found.global_model), ("own model", found.own)):
-        if told:
-            cells = (units.decimal(getattr(told, key)) for key in LABELS.values())
+    for name, metrics in (("global model", found.global_model), ("own model", found.own)):
+        if metrics:
+            cells = (units.decimal(getattr(metrics, key)) for key in LABELS.values())
             table.add_row(name, *cells)
     out.print(table)
     if found.left_out:
         say(
             f"  left out       {', '.join(found.left_out)}: fewer than {found.smallest_cell} images"
         )
-    say("  it tells       counts and metrics; no image, no output for a single image")
+    say("  it contains    counts and metrics; no image, no output for a single image")
 
 
 def _table(metrics: Metrics) -> Table:
-    """Every metric with its interval where it has one, then the recall of every class."""
+    """Every metric, with its interval if it has one, then the recall of every class."""
     table = plain_table("metric", ("value", "95 % interval"))
     for label, key in LABELS.items():
         interval = metrics.intervals.get(key)

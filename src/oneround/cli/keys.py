@@ -1,4 +1,4 @@
-"""``oneround keys``: make a key pair, and show what a key is."""
+"""``oneround keys``: make a key pair, and show the fingerprint of a key."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ def new(
         Path, typer.Argument(metavar="NAME", help="Path of the new files, without ending.")
     ],
     encryption: Annotated[
-        bool, typer.Option("--encryption", help="A pair to encrypt to, instead of one to sign.")
+        bool,
+        typer.Option(
+            "--encryption", help="A key pair for encryption instead of one for signatures."
+        ),
     ] = False,
     passphrase: Annotated[
-        bool, typer.Option("--passphrase", help="Protect the private file with a passphrase.")
+        bool, typer.Option("--passphrase", help="Passphrase for the private file, asked for.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a key pair: a private file that stays here, and a public one for the coordinator.
 
-    To sign: NAME.key and NAME.pub. With `--encryption`: NAME.identity and NAME.recipient; the
-    coordinator puts the recipient into the study. An existing key is never replaced.
+    For signatures: NAME.key and NAME.pub. With `--encryption`: NAME.identity and NAME.recipient;
+    the coordinator puts the recipient into the study. An existing key is never replaced.
 
     Example: `oneround keys new north`
     """
@@ -47,13 +50,13 @@ def new(
         say(f"  recipient      {public}")
     else:
         say(f"{files.private} stays here: whoever has it can sign in your name", "bold")
-        say(f"{files.public} is for the others; it is no secret")
+        say(f"{files.public} is for the coordinator; it is not secret")
         say(f"  fingerprint    {public}")
 
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="A .pub file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="Public key, a .pub file.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
     """Show the fingerprint of a public key, to be compared over the telephone.

@@ -31,12 +31,12 @@ from oneround.runs.device import fabric_for
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image.
+    """The prediction of a model for one image.
 
     Attributes:
         image: path of the file.
-        predicted: the class with the highest probability.
-        probabilities: of every class.
+        predicted: class with the highest probability.
+        probabilities: probability of every class, in [0, 1].
     """
 
     image: str
@@ -45,19 +45,27 @@ class Prediction:
 
 
 def predict(
-    model_file: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False)],
+    model_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model: global.safetensors, a submission or a RUN folder.",
+            show_default=False,
+        ),
+    ],
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE…", help="PNG, JPEG, TIFF, BMP or DICOM files, or folders of them."
+            metavar="IMAGE…",
+            help="Images: PNG, JPEG, TIFF, BMP or DICOM files, or folders of them.",
         ),
     ],
     table: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="CSV file to write, with the columns image, predicted and, for each class, "
-            "p_CLASS: its probability.",
+            help="CSV file to write, with the columns image, predicted and, for each class, its "
+            "probability p_CLASS.",
             show_default=False,
         ),
     ] = None,
@@ -65,7 +73,7 @@ def predict(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Class probabilities for image files. Research only: not a medical device.
+    """Predict class probabilities of image files. Research only: not a medical device.
 
     Images that cannot be read are named, and the exit code is then 1.
 
@@ -87,7 +95,7 @@ def predict(
         raise OneRoundError(
             "no image could be read.",
             file=files[0] if len(files) == 1 else None,
-            remedy="Give image files, or folders that hold some.",
+            remedy="Give image files, or folders that contain some.",
         )
     data = ImageSet(torch.stack(images), torch.zeros(len(images), dtype=torch.int64), classes)
     fabric = fabric_for(device, threads)
@@ -124,5 +132,5 @@ def _csv(predictions: list[Prediction], classes: tuple[str, ...]) -> bytes:
 
 
 def _expand(paths: list[Path]) -> list[Path]:
-    """Files as given, and all files below folders but hidden ones."""
+    """The files as given, and all files but hidden ones below folders."""
     return [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]

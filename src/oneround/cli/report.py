@@ -20,19 +20,21 @@ def report(
         list[Path] | None,
         typer.Option(
             "--metrics",
-            help="Metrics that a site sent back; repeat for several.",
+            help="File of metrics that a site sent back; repeat for several.",
             show_default=False,
         ),
     ] = None,
     study_file: Annotated[
         Path | None,
-        typer.Option("--study", help="Check with its keys who signed them.", show_default=False),
+        typer.Option(
+            "--study", help="Study whose keys the files are checked with.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write `RUN/report.html`, one file without external links, and `RUN/model-card.md`.
 
-    Metrics that sites have sent back are kept in the folder, and shown from then on.
+    Metrics that sites have sent back are stored in the folder, and shown from then on.
 
     Example: `oneround report run --metrics north.json --metrics south.json --study blood.toml`
     """

@@ -1,4 +1,4 @@
-"""``oneround simulate``: all of it in one process, on one data set."""
+"""``oneround simulate``: a whole study in one process, on one data set."""
 
 from __future__ import annotations
 
@@ -42,17 +42,24 @@ def simulate(
     run: Annotated[Path, typer.Option("--out", help="RUN folder.", show_default=False)],
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 5,
     partition: Annotated[
-        Partition, typer.Option(help="iid, dirichlet over labels, or by the site column.")
+        Partition,
+        typer.Option(
+            help="Partition among sites: iid, dirichlet over labels, or by the site column."
+        ),
     ] = "iid",
-    beta: Annotated[float, typer.Option(help="Of the Dirichlet partition; small: unequal.")] = 0.6,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
-    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    beta: Annotated[
+        float, typer.Option(help="β of the Dirichlet partition; small: unequal sites.")
+    ] = 0.6,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Height and width of the images.")] = None,
     architecture: Architectures = None,
-    local_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at each site.")] = None,
+    local_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Training epochs at each site.")
+    ] = None,
     method: Annotated[
-        str, typer.Option(help=f"One of {', '.join(methods.names())}.")
+        str, typer.Option(help=f"Method, one of {', '.join(methods.names())}.")
     ] = methods.DEFAULT,
-    preset_name: Annotated[str, typer.Option("--preset", help="quick or paper.")] = "quick",
+    preset_name: Annotated[str, typer.Option("--preset", help="Preset, quick or paper.")] = "quick",
     changes: Set = None,
     flops: Flops = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -62,7 +69,7 @@ def simulate(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sites, submissions, distillation and evaluation in one go; test images only report.
+    """Train sites, aggregate and evaluate in one go; test images decide nothing.
 
     `--set` overrides options of the method (`--set inversion.steps=300`) and, with the prefix
     `training.`, of client training (`--set training.class_weighted=true`).

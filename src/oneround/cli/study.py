@@ -1,4 +1,4 @@
-"""``oneround study``: write and check the agreement."""
+"""``oneround study``: write, change, sign and check the agreement."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ app = typer.Typer(no_args_is_help=True, help="Write or check a study: what all s
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(metavar="OUT.toml", help="The file to write.")],
+    path: Annotated[Path, typer.Argument(metavar="OUT.toml", help="TOML file to write.")],
     data: Annotated[
-        str | None, typer.Option(help="Take classes and image size from this data set.")
+        str | None, typer.Option(help="Data set to take classes and image size from.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study.")] = None,
     classes: Annotated[
@@ -57,36 +57,41 @@ def init(
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Height and width of the images.")] = None,
-    channels: Annotated[int | None, typer.Option(help="1: gray, 3: color.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels; 1: gray, 3: color.")] = None,
     site: Annotated[
-        list[str] | None, typer.Option(help="A site that may hand in; repeat. Any by default.")
+        list[str] | None,
+        typer.Option(help="Site that may submit; repeat for several. Any by default."),
     ] = None,
     architecture: Architectures = None,
-    preset_name: Annotated[str, typer.Option("--preset", help="quick or paper.")] = "quick",
+    preset_name: Annotated[str, typer.Option("--preset", help="Preset, quick or paper.")] = "quick",
     seed: Annotated[int, typer.Option(min=0, help="Seed of client training.")] = 0,
     share_class_counts: Annotated[
-        bool, typer.Option(help="Whether sites tell how many images of each class they have.")
+        bool,
+        typer.Option(
+            help="Class counts (images of each class at a site) in every submission; without "
+            "them, sites withhold these numbers."
+        ),
     ] = True,
     key: Keys = None,
     encrypt_to: EncryptTo = None,
     deadline: Annotated[
-        str | None, typer.Option(help="Until when files come in, such as 2027-01-31.")
+        str | None, typer.Option(help="Deadline of submissions, such as 2027-01-31.")
     ] = None,
     at_least: Annotated[
-        int, typer.Option(min=1, help="Submissions that are enough for a global model.")
+        int, typer.Option(min=1, help="Number of submissions that are enough for a global model.")
     ] = 1,
     download: Download = False,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     changes: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a study from a data set, or from answers given as options.
+    """Write a study, from a data set or from options.
 
     Example: `oneround study init blood.toml --data bloodmnist.npz --site north --site south`
     """
     if path.exists() and not force:
         raise OneRoundError(
-            "the file exists already; a changed study would not fit submissions made with it.",
+            "the file exists; submissions made with it would not fit a changed study.",
             file=path,
             remedy="Choose another name, or add --force.",
         )
@@ -135,22 +140,25 @@ def keys(
     encrypt_to: EncryptTo = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add keys to a study; its hash stays, so submissions made before stay valid.
+    """Add keys to a study; its hash stays the same, so earlier submissions remain valid.
 
-    A signature of the study is no longer right then: sign it again.
+    A signature of the study is no longer valid then: sign it again.
 
     Example: `oneround study keys blood.toml --key north=north.pub`
     """
     Study.read(path)
     content = tomlkit.parse(path.read_text(encoding="utf-8-sig"))  # keeps comments
+    if "hand_in" in content:  # the name of the version before
+        content["submission"] = content.pop("hand_in")
     submission: Any = content.setdefault("submission", tomlkit.table())
     added = _keys(key, encrypt_to)
-    submission.setdefault("keys", tomlkit.table()).update(added.pop("keys"))
+    submission.setdefault("keys", {})
+    submission["keys"].update(added.pop("keys"))
     submission.update(added)
     study = Study.validate_options(content.unwrap(), str(path))
     write_atomic(path, tomlkit.dumps(content).encode())
     if (signature := key_pairs.signature_path(path)).exists():
-        say(f"{signature} is no longer right: sign the study again", "yellow", err)
+        say(f"{signature} is no longer valid: sign the study again", "yellow", err)
     _show(study, path, as_json)
 
 
@@ -177,7 +185,7 @@ def sign(
 
 @app.command()
 def check(path: StudyFile, signed_by: SignedBy = None, as_json: AsJson = False) -> None:
-    """Validate a study; prints what it says.
+    """Validate a study, and print its content.
 
     Example: `oneround study check blood.toml --signed-by coordinator.pub`
     """
@@ -187,7 +195,7 @@ def check(path: StudyFile, signed_by: SignedBy = None, as_json: AsJson = False) 
 
 
 def _keys(pairs: list[str] | None, encrypt_to: Path | None) -> dict[str, Any]:
-    """What these files add to ``submission``."""
+    """The content of these files, as keys of ``submission``."""
     keys = {}
     for pair in pairs or []:
         site, equals, file = pair.partition("=")
@@ -201,7 +209,7 @@ def _keys(pairs: list[str] | None, encrypt_to: Path | None) -> dict[str, Any]:
 
 
 def _build_all(study: Study) -> None:
-    """Every network of the study can be built and takes its images; nothing is allocated."""
+    """Refuse a network that cannot be built or cannot take the images; nothing is allocated."""
     for architecture in study.architectures:
         with torch.device("meta"):
             network = models.build(architecture, study.image, len(study.classes))

@@ -30,16 +30,14 @@ from oneround.site.training import training_steps
 from oneround.study import ArchitectureSpec, Study
 
 FEW_STEPS = 200
-"""With fewer a ResNet-18 hardly learns: of 100 sites with 30 steps each nearly all guess."""
+"""Training steps below which a site is warned: with 30, a ResNet-18 hardly learns anything."""
 
 
 def train(
     study_file: StudyFile,
     data: DataPath,
     site: Annotated[str, typer.Option(help="Name of this site.", show_default=False)],
-    file: Annotated[
-        Path, typer.Option("--out", help="The submission to write.", show_default=False)
-    ],
+    file: Annotated[Path, typer.Option("--out", help="Submission to write.", show_default=False)],
     signed_by: SignedBy = None,
     architecture: Architectures = None,
     max_skipped: MaxSkipped = 0.05,
@@ -48,10 +46,10 @@ def train(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the client model on local images and write the one file to hand in.
+    """Train the client model on local images and write the one file to submit.
 
     Only `--out` is for the coordinator: weights and a manifest, no image. An interrupted
-    training goes on when the same command is given again. The contact sheet beside it shows
+    training continues when the same command is given again. The contact sheet beside it shows
     what the network sees; look at it, and keep it here.
 
     Example: `oneround train blood.toml --data images/ --site north --out north.oneround`
@@ -92,7 +90,7 @@ def train(
         return
     validation = ", ".join(f"{k} {v:.3f}" for k, v in client.training.validation.items())
     to_seal = bool(study.submission.keys or study.submission.encrypt_to)
-    ready = "look at it, then seal it" if to_seal else "ready to hand in"
+    ready = "look at it, then seal it" if to_seal else "ready to submit"
     say(f"{file} ({file.stat().st_size:,} bytes) is written: {ready}", "bold")
     say(f"  trained on     {client.images} images; best epoch {client.training.best_epoch}")
     say(f"  own validation {validation}")
@@ -102,13 +100,13 @@ def train(
             "in the study",
             "yellow",
         )
-    say("  it holds       weights and a manifest; no image, no patient data")
+    say("  it contains    weights and a manifest; no image, no patient data")
     if manifest.class_counts is not None:
-        say(f"  it tells       class counts {list(manifest.class_counts)}")
+        say(f"  it reports     class counts {list(manifest.class_counts)}")
     counts = client.class_counts or ()
     empty = [name for name, count in zip(study.classes, counts, strict=True) if count == 0]
     if empty:
-        say(f"  no image of    {', '.join(empty)} (that is allowed)")
+        say(f"  no image of    {', '.join(empty)} (this is allowed)")
     say(f"  look at        {sheet} (stays here)")
     if to_seal:
         sign = " --key KEY" if study.submission.keys else ""

@@ -1,1 +1,1 @@
-"""What the coordinator does: the inbox, from submissions to the global model, its history."""
+"""What the coordinator does: collect submissions, make the global model, keep its history."""

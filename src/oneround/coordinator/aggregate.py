@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Changes = Mapping[str, Any] | Sequence[str]
-"""Options by name, such as ``{"distillation": {"steps": 500}}`` or ``["distillation.steps=500"]``."""
+"""Options by name: ``{"distillation": {"steps": 500}}`` or ``["distillation.steps=500"]``."""
 
 
 def aggregate(
@@ -72,21 +72,21 @@ def aggregate(
         options: Changes of the preset, or all options of the method.
         out: RUN folder; gets ``global.safetensors``, ``config.json``, ``results.json``, the
             image bank, the configuration and a log. ``None``: everything stays in memory.
-        seed: Seed of synthesis, noise and distillation.
+        seed: Seed of the method: synthesis, noise and distillation.
         flops: FLOPs that the method may spend; ``None``: its options alone decide.
         resume: Continue an interrupted run in ``out``; the result is bit-equal to an
             uninterrupted one.
         extends: RUN folder of an earlier global model. With further submissions beside all of
-            its own the bank and the student go on from there; see
+            its own, the image bank and the student continue from there; see
             :mod:`oneround.coordinator.updates`.
         without: Sites that have withdrawn since: a full run, which takes nothing but options
             from the earlier one.
         device: Where to compute; see :data:`oneround.runs.device.Device`.
         fabric: Device, precision and processes, in place of ``device``.
-        callbacks: Watch the run.
+        callbacks: Callbacks that watch the run.
 
     Raises:
-        OneRoundError: no submission, or some that do not go together or are not of ``study``, a
+        OneRoundError: no submission, some that are not of ``study`` or cannot be used together, a
             RUN folder in use or of another configuration, options of another method, or a method
             that cannot work with these client models.
     """
@@ -164,7 +164,7 @@ def _require_together(study: Study, submissions: Sequence[Submission]) -> None:
 def ledger_of(
     run: Run, results: Results, change: Succession = FULL, before: Predecessor | None = None
 ) -> Ledger:
-    """The entries of the earlier run, and one for the global model of this run."""
+    """The ledger of a run: the entries of the earlier run, and one for its own global model."""
     assert run.path is not None, "a history is kept in a RUN folder"
     entry = Entry(
         model=results.hashes[WEIGHTS],
@@ -182,12 +182,12 @@ def ledger_of(
 
 
 def limit(flops: float | None) -> dict[str, float]:
-    """What the configuration of a run says of its limit of FLOPs."""
+    """The part of a run's configuration that limits its FLOPs."""
     return {} if flops is None else {"flops": flops}
 
 
 def ensemble_of(submissions: Sequence[Submission], study: Study) -> Ensemble:
-    """The client models of submissions, with the rule ``auto``."""
+    """The client models of submissions as one ensemble, with the combination rule ``auto``."""
     clients = [
         Client(s.manifest.site, s.model, s.manifest.architecture, s.manifest.images,
                s.manifest.class_counts, s.manifest.training.loss, study.training.class_weighted)
@@ -219,7 +219,7 @@ def collect_results(
     models: Models,
     notes: list[str],
 ) -> Results:
-    """Everything that ``results.json`` says of a run."""
+    """The content of ``results.json`` of a run."""
     assert run.path is not None, "results are those of a RUN folder"
     counts = {s.manifest.site: s.manifest.class_counts for s in submissions}
     shared = {site: c for site, c in counts.items() if c is not None}
@@ -254,7 +254,7 @@ def collect_results(
 
 
 def _command(words: Sequence[str]) -> str:
-    """The command line, if it is ours; those of other programs may hold secrets."""
+    """The command line, if it is ours; that of another program may contain secrets."""
     program = Path(words[0]).name if words else ""
     ours = program in ("oneround", "__main__.py")
     return shlex.join(["oneround", *words[1:]]) if ours else program

@@ -1,4 +1,4 @@
-"""Evaluations that sites have sent back: read, kept in the RUN folder, and taken together."""
+"""Evaluations that sites have sent back: read, stored in the RUN folder, and pooled."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from oneround.site.evaluation import SiteEvaluation
 from oneround.study import Study
 
 LIMIT_BYTES = 1 << 24
-
+"""Size limit of the file of one site, in bytes."""
 
 FILE = "evaluations.json"
+"""The file in the RUN folder."""
 
-
-_TIMES = 1.96  # standard deviations on either side, 95 %
+_Z = 1.96  # standard deviations on either side of a 95 % interval
 
 
 def read_evaluation(path: str | os.PathLike[str], study: Study | None = None) -> SiteEvaluation:
-    """Read what a site sent; the file may be from anyone.
+    """Read the evaluation that a site sent; the file may be from anyone.
 
     Args:
-        path: the file; with a study that lists keys, its ``.sig`` file must lie beside it.
-        study: the agreement.
+        path: file of the site; if the study lists keys, its ``.sig`` file must be beside it.
+        study: agreement to check it against; ``None``: its schema alone is checked.
 
     Raises:
         OneRoundError: the file breaks a rule, is of another study, or is not signed by its site.
@@ -58,7 +58,11 @@ def read_evaluation(path: str | os.PathLike[str], study: Study | None = None) ->
 
 
 def keep_evaluations(run: Path, evaluations: Sequence[SiteEvaluation]) -> None:
-    """Put evaluations into the RUN folder; a newer one of a site takes the place of its older.
+    """Store evaluations in a RUN folder; a newer one of a site replaces its older one.
+
+    Args:
+        run: RUN folder.
+        evaluations: evaluations of the run's global model.
 
     Raises:
         OneRoundError: one is of another global model than that of the run.
@@ -77,7 +81,7 @@ def keep_evaluations(run: Path, evaluations: Sequence[SiteEvaluation]) -> None:
 
 
 def kept_evaluations(run: Path) -> list[SiteEvaluation]:
-    """The evaluations in a RUN folder, by site.
+    """The evaluations in a RUN folder, in the order of the sites' names; empty: none is stored.
 
     Raises:
         OneRoundError: the file is damaged.
@@ -89,16 +93,16 @@ def kept_evaluations(run: Path) -> list[SiteEvaluation]:
 
 
 class Pooled(Strict):
-    """All sites together: as if their images had been in one place.
+    """All sites together, as if their images had been in one place.
 
     Attributes:
-        images: of all sites.
+        images: number of images of all sites.
         accuracy: share of them that the global model classifies correctly.
-        interval: 95 % interval of the accuracy (Wilson, JASA 1927). It takes images as drawn from
-            these sites; another hospital may be different.
-        worst: the site with the lowest accuracy of the global model.
-        better: sites where the global model is at least as accurate as their own.
-        compared: sites that have told both.
+        interval: 95 % interval of the accuracy (Wilson, JASA 1927), for images sampled from these
+            sites; another hospital may differ.
+        worst: site with the lowest accuracy of the global model.
+        better: number of sites where the global model is at least as accurate as their own.
+        compared: number of sites that have reported both models.
     """
 
     images: int
@@ -110,7 +114,7 @@ class Pooled(Strict):
 
 
 def pool(evaluations: Iterable[SiteEvaluation]) -> Pooled:
-    """What evaluations of one model say together; there is at least one."""
+    """The pooled result of one or more evaluations of the same global model."""
     found = list(evaluations)
     images = sum(one.images for one in found)
     correct = sum(round(one.global_model.accuracy * one.images) for one in found)
@@ -126,10 +130,10 @@ def pool(evaluations: Iterable[SiteEvaluation]) -> Pooled:
 
 
 def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson, 1927)."""
-    share, z2 = hits / trials, _TIMES**2 / trials
+    """95 % score interval of the share ``hits / trials`` (Wilson, JASA 1927); in [0, 1]."""
+    share, z2 = hits / trials, _Z**2 / trials
     middle = share + z2 / 2
-    half = _TIMES * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials))
+    half = _Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials))
     return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
 
 

@@ -1,7 +1,7 @@
 """Which submissions made which global model: ``ledger.json`` in every RUN folder.
 
-A run that extends or replaces an earlier one takes over its entries, so the last ledger tells
-the whole story: who came, who left, and what each model was made of.
+A run that extends or replaces an earlier one takes over its entries, so the last ledger has
+the whole history: which sites joined, which left, and what each model was made of.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from oneround.files import read_json, write_json
 from oneround.schema import validated
 
 FILE = "ledger.json"
+"""The file in the RUN folder."""
 
 How = Literal["full", "extension", "withdrawal"]
+"""How a global model was made; see :class:`Entry`."""
 
 
 class Entry(BaseModel):
-    """One global model.
+    """The history of one global model.
 
     Attributes:
         model: SHA-256 of its ``global.safetensors``.
-        created: UTC, ISO 8601.
+        created: time at which it was made, UTC, ISO 8601.
         oneround: version of the package.
-        method: how client models became one.
-        how: ``full``: from the submissions alone; ``extension``: from the submissions, with those
-            in ``added`` new, and the image bank or weights of the model before; ``withdrawal``:
-            from the submissions that are left alone, nothing of an earlier model.
+        method: name of the method.
+        how: ``full``: from the submissions alone; ``extension``: from the submissions, of which
+            those in ``added`` are new, and the image bank or weights of the previous model;
+            ``withdrawal``: from the remaining submissions alone, nothing of an earlier model.
         submissions: SHA-256 of every submission it was made of, by site.
-        added: sites that the model before did not have.
-        withdrawn: sites that have withdrawn since the model before.
-        flops: what it cost.
+        added: sites that the previous model did not have.
+        withdrawn: sites that have withdrawn since the previous model.
+        flops: FLOPs that it cost.
         folder: name of the RUN folder it was made in.
     """
 
@@ -50,7 +52,12 @@ class Entry(BaseModel):
 
 
 class Ledger(BaseModel):
-    """All global models of a study so far, the last one last."""
+    """All global models of a study so far.
+
+    Attributes:
+        format: version of the file format.
+        entries: global models, the latest last.
+    """
 
     format: Literal[1] = 1
     entries: list[Entry] = Field(default_factory=list)
@@ -64,6 +71,6 @@ class Ledger(BaseModel):
         """Read ``RUN/ledger.json``.
 
         Raises:
-            OneRoundError: it is missing or is no ledger.
+            OneRoundError: it is missing or is not a ledger.
         """
         return validated(cls, read_json(run / FILE), run / FILE)

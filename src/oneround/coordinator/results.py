@@ -1,4 +1,4 @@
-"""``results.json``: what a run leaves for people and programs. The schema is stable."""
+"""``results.json``: the results of a run, for people and programs. The schema is stable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from oneround.schema import validated
 
 
 class SiteMetrics(Metrics):
-    """Metrics of one site's own client model."""
+    """Metrics of one site's own client model.
+
+    Attributes:
+        site: name of the site.
+    """
 
     site: str
 
@@ -23,11 +27,11 @@ class Models(BaseModel):
     """Metrics of every model on the same images; ``None``: not evaluated, or not possible.
 
     Attributes:
-        sites: each site's own client model.
-        fedavg: the client models averaged into one network.
-        ensemble: the client models together, by the rule that the run used.
-        rules: the same by every combination rule.
-        global_model: ``global`` in the file: what the run is for.
+        sites: metrics of each site's own client model.
+        fedavg: metrics of the average of the client models' weights.
+        ensemble: metrics of the ensemble of client models, by the rule that the run used.
+        rules: metrics of the ensemble by every combination rule.
+        global_model: metrics of the global model; ``global`` in the file.
     """
 
     sites: list[SiteMetrics] = []
@@ -38,7 +42,16 @@ class Models(BaseModel):
 
 
 class SubmissionRecord(BaseModel):
-    """One submission that went into the run."""
+    """One submission that the global model was made of.
+
+    Attributes:
+        site: name of the site.
+        file: name of the file.
+        sha256: SHA-256 of the file, before encryption.
+        bytes: size of the file as it was sent.
+        architecture: network of the client model.
+        signed_by: fingerprint of the site's key; ``None``: the study lists no keys.
+    """
 
     site: str
     file: str
@@ -52,21 +65,23 @@ class Results(BaseModel):
     """The content of ``results.json``.
 
     Attributes:
-        format: ``schema`` in the file: version of this schema; grows when a field changes meaning.
+        format: version of this schema, ``schema`` in the file; it grows when a field changes its
+            meaning.
         oneround: version of the package.
-        command: what was typed, or the API call.
-        created: UTC, ISO 8601.
+        command: command line, or the name of the program that called the package.
+        created: time at which the run finished, UTC, ISO 8601.
         method: name of the method.
         study: name, hash, classes and image of the study.
-        seeds: ``study`` for client training, ``run`` for everything else.
-        versions: of everything that decides the numbers.
-        options: the resolved configuration.
+        seeds: ``study``: seed of client training; ``run``: seed of everything else.
+        versions: versions of all software that decides the numbers.
+        options: resolved configuration of the run.
         models: metrics of every model.
-        notes: what a reader should know, one sentence each.
-        cost: per phase, and ``bytes_sent``: the size of all submissions.
-        class_counts: training images of each class at each site, in the study's order.
-        submissions: what went in.
-        hashes: SHA-256 of what came out.
+        notes: sentences that a reader of the results should know.
+        cost: cost of each stage, and ``bytes_sent``: size of all submissions.
+        class_counts: training images of each class at each site, in the study's order; ``None``: a
+            site withholds them.
+        submissions: submissions that the global model was made of.
+        hashes: SHA-256 of the files of the global model.
     """
 
     format: Literal[1] = Field(default=1, alias="schema")

@@ -1,14 +1,13 @@
 """From one global model to the next, as hospitals join late or withdraw.
 
-*Coming*: the bank of the earlier run is kept and gets images of the new client models alone, and
-the student goes on, taught by all client models. It goes on from the earlier global model, or from
-the client model of a late site that brings what the others lack; the method says when.
+*Joining late*: the image bank of the earlier run is kept, and gets images of the new client models
+alone. The student continues, with all client models as teachers: from the earlier global model, or
+from the client model of a late site that has what the others lack; the method says when.
 
-*Leaving*: nothing of a site that withdrew may be left. Its client model shaped images in the bank
-(as the one inverted and as companion), every soft target (its vote is in all of them) and so
-every weight of the student. There is no proof that further training forgets, so the only way
-with a guarantee is the way from the start: a run from the remaining submissions, which reads
-nothing of the earlier run but its options. That is what happens here.
+*Withdrawal*: nothing of a site that has withdrawn may remain. Its client model shaped images in
+the bank, every soft target and so every weight of the student. There is no proof that further
+training forgets, so the only guarantee is a run from the start: from the remaining submissions,
+reading nothing of the earlier run but its options. That is what happens here.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ class Predecessor:
     """A finished run whose global model gets a successor.
 
     Attributes:
-        path: its RUN folder.
-        ledger: all models up to its own.
-        configuration: of that run.
+        path: RUN folder.
+        ledger: history of all models up to its own.
+        configuration: configuration of the run.
     """
 
     path: Path
@@ -51,7 +50,7 @@ class Predecessor:
         """The run in a RUN folder.
 
         Raises:
-            OneRoundError: it holds no finished run.
+            OneRoundError: there is no finished run in it.
         """
         if not (path / "ledger.json").is_file() or not (path / WEIGHTS).is_file():
             raise OneRoundError(
@@ -64,7 +63,8 @@ class Predecessor:
     @property
     def method(self) -> Method:
         """The method of that run."""
-        return methods.get(self.configuration["method"])
+        name = self.configuration["method"]
+        return methods.get(methods.RENAMED.get(name, name))
 
     def options(self, changes: Sequence[str] | Mapping[str, Any] = ()) -> Strict:
         """The options of the first run in the history, with ``changes`` on top."""
@@ -77,9 +77,9 @@ class Succession:
     """How the next global model comes from the last one.
 
     Attributes:
-        how: see :class:`oneround.coordinator.history.Entry`.
-        added: sites that are new.
-        withdrawn: sites that have left.
+        how: kind of run; see :class:`oneround.coordinator.history.Entry`.
+        added: sites that the last model did not have.
+        withdrawn: sites that have withdrawn since.
     """
 
     how: How
@@ -94,16 +94,16 @@ FULL = Succession("full", (), ())
 def succession(
     before: Predecessor, submissions: Sequence[Submission], without: Sequence[str]
 ) -> Succession:
-    """What has changed since the last model; every change must have been asked for.
+    """Which sites have joined or withdrawn since the last model; no other change is accepted.
 
     Args:
-        before: the earlier run.
-        submissions: all that take part from now on, old ones too.
+        before: earlier run.
+        submissions: submissions of all sites that take part from now on, earlier ones included.
         without: sites that have withdrawn.
 
     Raises:
-        OneRoundError: a site of the earlier run is neither given nor in ``without``, has handed
-            in something else since, or nothing has changed.
+        OneRoundError: a site of the earlier run is neither given nor in ``without``, has
+            submitted another file since, or nothing has changed.
     """
     old = before.ledger.entries[-1].submissions
     now = {s.manifest.site: s.sha256 for s in submissions}
@@ -124,7 +124,7 @@ def succession(
             "; ".join(problems) + ".",
             file=before.path,
             remedy="Give the files of all sites that take part from now on, and --without for "
-            "those that left; for anything else make a run without --extend.",
+            "those that withdrew; for anything else, make a run without --extend.",
         )
     how: How = "withdrawal" if without else "extension"
     return Succession(how, added, tuple(sorted(without)))
@@ -144,8 +144,7 @@ def extended_options(
     """
     if method.name != before.method.name:
         raise OneRoundError(
-            f"this run was made by {before.method.name}, whose work {method.name} "
-            "cannot go on with.",
+            f"this run was made by {before.method.name}, and {method.name} cannot continue it.",
             file=before.path,
             remedy="Leave out --method, or make a full run from all submissions, without --extend.",
         )
@@ -159,7 +158,7 @@ def extended_options(
 
 
 def require_fresh_start(options: Strict) -> None:
-    """Refuse options that would bring an older model into a run that must have nothing of one.
+    """Refuse options that would bring an earlier model into a run after a withdrawal.
 
     Raises:
         OneRoundError: the student starts from a model file.
@@ -167,13 +166,13 @@ def require_fresh_start(options: Strict) -> None:
     start = getattr(getattr(options, "distillation", None), "start", "auto")
     if start not in STARTS:
         raise OneRoundError(
-            f"the student would start from {start}, which may hold what the site has left in it.",
+            f"the student would start from {start}, which the site may have been a part of.",
             remedy="Add --set distillation.start=auto.",
         )
 
 
 def keep_bank(before: Predecessor, run: Path) -> None:
-    """Copy the bank of the earlier run, as the first shards of this one; safe to repeat."""
+    """Copy the image bank of the earlier run, as the first shards of this one; safe to repeat."""
     for file in _shards(before.path):
         target = run / "bank" / file.name
         if not target.exists():
@@ -184,12 +183,12 @@ def keep_bank(before: Predecessor, run: Path) -> None:
 
 
 def kept(before: Predecessor, change: Succession) -> Kept:
-    """What a method needs to know of an extension."""
+    """What an extension takes over: how many shards of the bank, and which sites are new."""
     return Kept(sum(f.suffix == ".safetensors" for f in _shards(before.path)), change.added)
 
 
 def _shards(run: Path) -> list[Path]:
-    """Shards and their logs, the logs first: a shard says that its log is there."""
+    """Shards and their logs, the logs first: where a shard is, its log is there too."""
     files = [
         file for file in (run / "bank").glob("[0-9]*") if file.suffix in (".json", ".safetensors")
     ]

@@ -1,1 +1,1 @@
-"""What a hospital does: train, make the submission, evaluate the global model."""
+"""What a hospital does: train, write the submission, evaluate the global model."""

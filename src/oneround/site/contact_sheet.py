@@ -1,4 +1,4 @@
-"""A picture of what the network sees, so that a site notices a wrong reader before it trains."""
+"""A picture of what the network sees: a site notices wrongly read images before it trains."""
 
 from __future__ import annotations
 
@@ -18,10 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 10
+"""Images of each class: half of them as read, half augmented."""
 
 
 def write_contact_sheet(path: str | os.PathLike[str], study: Study, images: ImageSet) -> None:
-    """Write a PNG with a row for each class: five images as read, five as augmented."""
+    """Write a PNG with a row for each class: five images as read, and the same five augmented.
+
+    Args:
+        path: PNG file to write; an older one is replaced.
+        study: agreement: classes, normalization and augmentation.
+        images: training images, pixels in [0, 1].
+
+    Raises:
+        OneRoundError: the file cannot be written.
+    """
     from matplotlib.figure import Figure  # takes a second to import
 
     generator = torch.Generator().manual_seed(study.seed)
@@ -50,6 +60,6 @@ def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
     """Write a matplotlib figure as PNG, atomically."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as an empty box
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # shown as an empty box
         figure.savefig(buffer, format="png", dpi=80)
     write_atomic(path, buffer.getvalue())

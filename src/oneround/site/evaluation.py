@@ -1,8 +1,8 @@
-"""Evaluation that comes back: the numbers that leave a site, and what they say together.
+"""Evaluation of the global model at a site: the numbers that the site sends back.
 
-A site measures the global model, and its own client model beside it, on its own images. What
-leaves is one small file: counts and metrics, no image, no output for a single image. Where few
-images stand behind a number it is left out (``submission.smallest_cell`` of the study).
+A site evaluates the global model, and its own client model beside it, on its own images. What
+leaves is one small file: counts and metrics, no image, no output for a single image. A number
+behind which there are few images is left out (``submission.smallest_cell`` of the study).
 """
 
 from __future__ import annotations
@@ -28,17 +28,24 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Chosen = Literal["train", "val", "test"]
+"""Split that was evaluated on."""
+
 Split = Literal["auto", "train", "val", "test"]
+"""Split that was asked for; see :func:`chosen_split`."""
 
 
-class Told(Strict):
-    """What is told of one model on the images of one site.
+class ReportedMetrics(Strict):
+    """Metrics of one model on the images of one site, as the site reports them.
 
     Attributes:
-        accuracy, balanced_accuracy, auroc, ece: see :class:`oneround.evaluation.Metrics`.
-        recall: by class, of those that are told.
-        intervals: 95 % bootstrap intervals.
-        confusion: rows are the truth; counts from 1 to below the smallest cell are ``None``.
+        accuracy: share of images classified correctly.
+        balanced_accuracy: mean recall over the reported classes.
+        auroc: area under the ROC curve; see :class:`oneround.evaluation.Metrics`.
+        ece: expected calibration error.
+        recall: recall of each reported class.
+        intervals: 95 % bootstrap intervals, by metric.
+        confusion: number of images, rows the true and columns the predicted class; ``None`` for
+            counts from 1 to below the smallest cell.
     """
 
     accuracy: float = Field(ge=0, le=1)
@@ -51,18 +58,22 @@ class Told(Strict):
 
 
 class SiteEvaluation(Strict):
-    """The content of the file.
+    """The content of the file that a site sends back.
 
     Attributes:
-        site: who measured.
+        format: version of the file format.
+        study: name of the study.
+        study_hash: :attr:`oneround.study.Study.hash` of it.
+        site: name of the site.
         model: SHA-256 of the global model's weights.
-        split: which of its images.
-        images: how many, those of classes in ``left_out`` not among them.
-        class_counts: images by class, of those that are told.
-        left_out: classes of which the site has images, but fewer than the smallest cell.
-        smallest_cell: smaller counts are not told.
-        global_model: ``global`` in the file: the global model.
-        own: the site's own client model on the same images, if it was given.
+        created: time of the evaluation, UTC, ISO 8601.
+        split: split of the site's images that was evaluated on.
+        images: number of images, without those of classes in ``left_out``.
+        class_counts: number of images of each reported class.
+        left_out: classes of which the site has images, but fewer than ``smallest_cell``.
+        smallest_cell: smallest count that the site reports.
+        global_model: metrics of the global model; ``global`` in the file.
+        own: metrics of the site's own client model on the same images, if it was given.
     """
 
     format: Literal[1] = 1
@@ -76,17 +87,22 @@ class SiteEvaluation(Strict):
     class_counts: dict[Text, Count] = Field(max_length=4096)
     left_out: tuple[Text, ...] = Field((), max_length=4096)
     smallest_cell: int = Field(ge=1)
-    global_model: Told = Field(alias="global")
-    own: Told | None = None
+    global_model: ReportedMetrics = Field(alias="global")
+    own: ReportedMetrics | None = None
 
 
 def chosen_split(
     splits: Splits, split: Split, data: str | os.PathLike[str]
 ) -> tuple[Chosen, ImageSet]:
-    """The images to evaluate on; auto: the test images, or else the validation images, or all.
+    """The split to evaluate on, and its images; auto: test, or else val, or else all images.
+
+    Args:
+        splits: images of the site.
+        split: split that was asked for.
+        data: path of the images, for the error.
 
     Raises:
-        OneRoundError: there are none; it names ``data``.
+        OneRoundError: there is no such image.
     """
     order: tuple[Chosen, ...] = ("test", "val", "train") if split == "auto" else (split,)
     for name in order:
@@ -108,14 +124,15 @@ def evaluate_at_site(
     own: str | os.PathLike[str] | None = None,
     fabric: Fabric | None = None,
 ) -> SiteEvaluation:
-    """Measure the global model, and the site's own, on images of the site.
+    """Evaluate the global model, and the site's own client model, on images of the site.
 
     Args:
         model: ``global.safetensors`` or a RUN folder.
-        data: images of the site; those of classes with too few are left out.
-        study: says how small a count may be told.
-        site: its name.
-        split: what is told of which images they are.
+        data: images of the site; classes with fewer than ``submission.smallest_cell`` of the
+            study are left out.
+        study: agreement.
+        site: name of the site.
+        split: split that ``data`` is, for the report.
         own: the site's submission.
         fabric: device and precision; the CPU by default.
 
@@ -126,15 +143,15 @@ def evaluate_at_site(
     study.require_site(site)
     least, counts = study.submission.smallest_cell, data.class_counts()
     enough = [c for c in range(len(study.classes)) if counts[c] >= least]
-    told = torch.isin(data.labels, torch.tensor(enough))
-    if not told.any():
+    reported = torch.isin(data.labels, torch.tensor(enough))
+    if not reported.any():
         raise OneRoundError(
-            f"no class has {least} images, the smallest number that the study lets a site tell.",
+            f"no class has {least} images, the smallest count that a site reports in this study.",
             remedy="Use more images, or ask the coordinator about submission.smallest_cell.",
         )
-    images = data.subset(told.nonzero().flatten())
+    images = data.subset(reported.nonzero().flatten())
 
-    def measured(path: str | os.PathLike[str]) -> Told:
+    def measured(path: str | os.PathLike[str]) -> ReportedMetrics:
         loaded = load_model(path)
         if loaded.task != study.task:
             raise OneRoundError(
@@ -142,7 +159,7 @@ def evaluate_at_site(
                 file=path,
                 remedy="Give the global model of this study, and the site's own submission to it.",
             )
-        return _told(evaluate(loaded.network, images, study.image, fabric=fabric), least)
+        return _reported(evaluate(loaded.network, images, study.image, fabric=fabric), least)
 
     if own is not None and (other := read_submission(own).manifest.site) != site:
         raise OneRoundError(
@@ -176,7 +193,16 @@ def write_evaluation(
     key: str | os.PathLike[str] | None = None,
     passphrase: str | None = None,
 ) -> list[Path]:
-    """Write the file, and with a key its signature ``FILE.sig``; the paths of what is to be sent.
+    """Write the evaluation and, with a key, its signature ``FILE.sig``.
+
+    Args:
+        path: file to write.
+        content: evaluation of the site.
+        key: the site's ``.key`` file; ``None``: not signed.
+        passphrase: passphrase of that file.
+
+    Returns:
+        The paths of the files to send back.
 
     Raises:
         OneRoundError: the key cannot be used, or nothing can be written.
@@ -186,11 +212,14 @@ def write_evaluation(
     return [path] if key is None else [path, signing.sign_file(path, key, passphrase)]
 
 
-def _told(metrics: Metrics, least: int) -> Told:
+def _reported(metrics: Metrics, least: int) -> ReportedMetrics:
+    """What leaves the site: no ROC curve, no count from 1 to below ``least``."""
     recall = {name: value for name, value in metrics.recall.items() if value is not None}
     confusion = [[None if 0 < n < least else n for n in row] for row in metrics.confusion]
-    kept = metrics.model_dump(include={"accuracy", "balanced_accuracy", "auroc", "ece"})
-    return Told(**kept, recall=recall, intervals=metrics.intervals, confusion=confusion)
+    shares = metrics.model_dump(include={"accuracy", "balanced_accuracy", "auroc", "ece"})
+    return ReportedMetrics(
+        **shares, recall=recall, intervals=metrics.intervals, confusion=confusion
+    )
 
 
 def _weights_sha256(model: str | os.PathLike[str]) -> str:

@@ -30,11 +30,11 @@ class Made:
     """A submission that was just written.
 
     Attributes:
-        file: the one file to submit.
-        contact_sheet: picture of what the network sees; it stays at the site.
-        client: what is in the file.
-        manifest: what the file says of it.
-        cost: of the training.
+        file: path of the one file to submit.
+        contact_sheet: path of a picture of what the network sees; it stays at the site.
+        client: trained client model in the file.
+        manifest: manifest in the file.
+        cost: cost of the training.
     """
 
     file: Path
@@ -68,16 +68,16 @@ def make_submission(
         architecture: Network, one of the study's; its first by default.
         device: Where to train; see :data:`oneround.runs.device.Device`.
         fabric: Device and precision, in place of ``device``.
-        callbacks: What watches the training.
+        callbacks: Callbacks that watch the training.
 
     Raises:
         OneRoundError: as for :func:`oneround.site.training.train_client`, or ``file`` is there and
-            is no submission.
+            is not a submission.
     """
     file = Path(file)
     if file.exists() and any(problem.fatal for problem in check_submission(file)):
         raise OneRoundError(
-            "there is something else than a submission already.",
+            "there is a file already, and it is something else than a submission.",
             file=file,
             remedy="Choose another --out, such as NAME.oneround, or move that file away.",
         )

@@ -29,7 +29,7 @@ from oneround.study import ArchitectureSpec, Study, TrainingSpec
 from oneround.submission import Manifest, TrainingSummary, write_submission
 
 SMALLEST_BATCH = 8
-"""Statistics of fewer images say little to BatchNorm."""
+"""Smallest batch that is made for sites with few images: BatchNorm needs its statistics."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TrainedClient(Client):
     """A client model after training, in eval mode, on the CPU.
 
     Attributes:
-        training: how it went.
+        training: summary of the training.
     """
 
     training: TrainingSummary = field(kw_only=True)
@@ -80,8 +80,8 @@ def train_client(
         val: The site's own validation images; by default a part of ``train`` is held out.
         architecture: One of the study's; the first by default.
         model: A network to train in place, instead of a fresh one of ``architecture``.
-        stage: Where epochs are kept, so that an interrupted training continues; its device
-            counts.
+        stage: Folder of the checkpoint, so that an interrupted training continues, and device;
+            ``device`` is then ignored.
         device: Where to train without a stage; see :data:`oneround.runs.device.Device`.
 
     Raises:
@@ -182,14 +182,14 @@ class _Identity:
         self._text = f"{text} {_fingerprint(*images)}" if self._path else ""
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it in one line."""
+        """Study, architecture, seed and fingerprint of the images, in one line."""
         return {"text": self._text}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare with what a checkpoint says.
+        """Compare with a checkpoint.
 
         Raises:
-            OneRoundError: it belongs to something else.
+            OneRoundError: it belongs to another training.
         """
         if state != self.state_dict():
             raise OneRoundError(
@@ -216,16 +216,16 @@ def train_epoch(
     loop: Loop,
     generator: torch.Generator,
 ) -> float:
-    """One pass over the training images; the mean loss.
+    """Train for one pass over the training images; the mean cross-entropy over them.
 
     Args:
-        model: In any mode; changed in place.
-        optimizer: Of its weights.
+        model: Network, in any mode; trained in place.
+        optimizer: Optimizer of its weights.
         rates: Learning rate of every step.
         study: Training recipe and normalization.
         train: Training images.
-        loop: Its device and meter.
-        generator: Of their order and random changes.
+        loop: Device, and meter of the cost.
+        generator: Random numbers for the order and the augmentation of the images.
     """
     fabric = loop.stage.fabric
     weights = class_weights(train.class_counts()) if study.training.class_weighted else None
@@ -262,7 +262,11 @@ def _one_image_may_be_too_few() -> Iterator[None]:
 
 
 def class_weights(counts: torch.Tensor) -> torch.Tensor:
-    """Weight of each class in the loss, inverse to its frequency, with mean 1 over images."""
+    """Weight of each class in the loss, (classes,): inverse to its frequency, mean 1 over images.
+
+    Args:
+        counts: Training images of each class, (classes,); absent classes get 0.
+    """
     present = counts > 0
     weights = counts.sum() / (present.sum() * counts.clamp_min(1))
     return torch.where(present, weights, 0.0)
@@ -300,7 +304,7 @@ def _splits(
 
 
 def _fingerprint(*parts: ImageSet) -> str:
-    """Of all images and labels, in their order."""
+    """SHA-256 of all images and labels, in their order."""
     digest = hashlib.sha256()
     for part in parts:
         part.feed(digest)
@@ -308,14 +312,17 @@ def _fingerprint(*parts: ImageSet) -> str:
 
 
 def batch_size(images: int, spec: TrainingSpec) -> int:
-    """Training images in a batch: ``spec.batch_size``, or fewer where an epoch would have less than
-    ``spec.min_steps_per_epoch`` steps, but :data:`SMALLEST_BATCH` at least."""
+    """Size of a training batch of a site with this many images.
+
+    ``spec.batch_size``, or less where an epoch would have fewer than ``spec.min_steps_per_epoch``
+    steps, but :data:`SMALLEST_BATCH` at least.
+    """
     if not spec.min_steps_per_epoch:
         return spec.batch_size
     return min(spec.batch_size, max(SMALLEST_BATCH, images // spec.min_steps_per_epoch))
 
 
 def training_steps(images: int, spec: TrainingSpec) -> int:
-    """Optimization steps in all epochs; of one, those of :func:`oneround.data.batches`."""
+    """Number of optimization steps in all epochs of a site with this many training images."""
     full, rest = divmod(images, batch_size(images, spec))
     return spec.epochs * max(1, full + (rest > 1))

@@ -1,7 +1,7 @@
-"""The one file that a site hands in: a manifest and the weights of its client model.
+"""The one file that a site submits: a manifest and the weights of its client model.
 
-``NAME.oneround`` is a ZIP with stored members, ``manifest.json``, ``model.safetensors`` and, when
-it is signed, ``signature.json``: no images, no pickle, no code. :func:`write_submission` makes it,
+``NAME.oneround`` is an uncompressed ZIP file with ``manifest.json``, ``model.safetensors`` and, if
+it is signed, ``signature.json``: no images, no pickle, no code. :func:`write_submission` writes it,
 :func:`seal_submission` signs and encrypts it if the study asks for that,
 :func:`check_submission` lists everything that is wrong with one, :func:`read_submission` and
 :func:`read_submissions` restore client models and refuse files with fatal problems.

@@ -1,4 +1,4 @@
-"""A manifest on its own, against the study, and beside those of the other sites."""
+"""Checks of a manifest: on its own, against the study, and against those of the other sites."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 
 FEW_IMAGES = 50
-"""Below this number of training images a check warns."""
+"""Number of training images below which a check warns."""
 
 _SAME_STUDY = "Send the study file to the site again and let it train with that one."
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """The manifest, its schema checked.
+    """The content of ``manifest.json`` as a :class:`Manifest`.
 
     Raises:
-        Refused: it is not JSON, is of another format version, or breaks a rule.
+        Refused: it is not JSON, has a newer format version, or breaks a rule of the schema.
     """
     why = "What the weights mean is not known without it."
     try:
@@ -55,7 +55,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def check_manifest(manifest: Manifest) -> Iterable[Problem]:
-    """What is allowed and worth knowing (warnings)."""
+    """Warnings about a valid manifest: a class without images, few images."""
     counts = manifest.class_counts or ()
     if empty := [name for name, n in zip(manifest.classes, counts, strict=False) if n == 0]:
         yield Problem(
@@ -76,10 +76,10 @@ def check_manifest(manifest: Manifest) -> Iterable[Problem]:
 
 
 def check_against_study(manifest: Manifest, study: Study) -> Iterable[Problem]:
-    """Where the manifest departs from what the sites agreed on."""
+    """Differences between the manifest and the study that the sites agreed on."""
     if manifest.study_hash != study.hash:
         what = f"written for the study {manifest.study!r}, hash {manifest.study_hash[:12]}…"
-        why = f"This is the study {study.name!r}, hash {study.hash[:12]}…; one value is enough."
+        why = f"This is the study {study.name!r}, hash {study.hash[:12]}…; any value changes it."
         yield Problem("other-study", what, why, _SAME_STUDY)
     if study.sites and manifest.site not in study.sites:
         what = f"{manifest.site!r} is not a site of the study"
@@ -101,23 +101,30 @@ def check_against_study(manifest: Manifest, study: Study) -> Iterable[Problem]:
 def check_signature(
     signed: Mapping[str, bytes], signature: bytes | None, public_key: str | None, site: str
 ) -> None:
-    """Whether this is what the site signed; ``public_key`` is what the study has for it.
+    """Refuse a submission that its site has not signed.
+
+    Args:
+        signed: content of the signed members, by name.
+        signature: content of ``signature.json``, if there is one.
+        public_key: key of the site in the study, if there is one.
+        site: name of the site.
 
     Raises:
-        Refused: it is not signed, or not with this key.
+        Refused: the study has no key of the site, or the file is not signed with that key.
     """
     if public_key is None:
         refuse(
             "unknown-key",
             f"the study has no key of {site!r}",
-            "It lists keys, so it takes only what one of them has signed.",
-            "Ask the site for its .pub file and add it: oneround study keys STUDY SITE=FILE.pub.",
+            "It lists keys, so every submission must be signed with one of them.",
+            "Ask the site for its .pub file, and add it: "
+            "oneround study keys STUDY --key SITE=FILE.pub.",
         )
     if signature is None:
         refuse(
             "not-signed",
             f"{site} has a key in the study, and the file is not signed",
-            "Without a signature anybody could have written it.",
+            "Without a signature, anybody could have written it.",
             "Ask the site to sign it: oneround seal STUDY FILE --key KEY.",
         )
     try:
@@ -133,9 +140,9 @@ def check_signature(
 
 
 def expected_tensors(manifest: Manifest, study: Study | None) -> dict[str, torch.Tensor] | None:
-    """The tensors that the manifest's network has; nothing is allocated for them.
+    """The tensors of the network that the manifest names, by name, on the meta device.
 
-    None if the study does not allow the network: then it is not even built.
+    ``None`` if the study does not allow the network: then it is not even built.
 
     Raises:
         Refused: the network is unknown here, or cannot be built with these arguments.
@@ -162,13 +169,13 @@ def expected_tensors(manifest: Manifest, study: Study | None) -> dict[str, torch
 
 
 def check_together(submissions: Sequence[Submission]) -> list[Problem]:
-    """What is wrong with submissions that are each right on their own."""
+    """Problems of submissions that are each valid on their own."""
     problems = []
     for site, group in _grouped(submissions, lambda s: s.manifest.site).items():
         if len(group) > 1:
             what = f"{_paths(group)} are all from {site!r}"
             why = "Its images would count more than once."
-            remedy = "Keep the one that the site wants to hand in."
+            remedy = "Keep the one that the site wants to submit."
             problems.append(Problem("site-twice", what, why, remedy))
     for group in _grouped(submissions, lambda s: s.manifest.weights_sha256).values():
         if len({submission.manifest.site for submission in group}) > 1:

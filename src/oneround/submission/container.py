@@ -1,7 +1,7 @@
-"""The ZIP around the members, and JSON from strangers.
+"""The ZIP file around manifest and weights, read as a file from a stranger.
 
 Nothing is ever extracted to disk. The directory is checked before a member is read, so
-memory stays within the size of the file whatever the directory declares.
+memory stays within the size of the file, whatever the directory declares.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import BinaryIO, NoReturn
 from oneround.errors import Problem
 
 FILE_NAME = re.compile(r"[^\W_][\w._ ()-]{0,99}\.oneround(\.age)?")
-"""What the file of a submission may be called: printable, and a plain name on every system."""
+"""Allowed file names of submissions: printable, and valid on every operating system."""
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 SIGNATURE = "signature.json"
 JSON_LIMIT = 1 << 20
-"""Largest manifest and largest header of the weights, in bytes."""
+"""Size limit of the manifest and of the header of the weights, in bytes."""
 SIGNATURE_LIMIT = 1 << 16
-"""Largest signature, in bytes; one has about 1500."""
+"""Size limit of the signature, in bytes; a signature has about 1500."""
 
 ASK_AGAIN = "Ask the site to write the submission again with oneround."
 COPY_AGAIN = "Copy the file again from the site and compare its size and SHA-256 with theirs."
@@ -35,7 +35,7 @@ _BROKEN = (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, stru
 
 
 class Refused(Exception):
-    """Ends one stage of reading with the problems that it met."""
+    """Ends one stage of reading, with the problems that it found."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def some(names: Iterable[str]) -> str:
 
 
 def pack(members: Mapping[str, bytes]) -> bytes:
-    """The submission file; equal content gives equal bytes on every machine, at any time."""
+    """The bytes of a submission; equal members give equal bytes on every machine, at any time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
@@ -66,10 +66,10 @@ def pack(members: Mapping[str, bytes]) -> bytes:
 
 
 def open_archive(file: BinaryIO, size: int) -> zipfile.ZipFile:
-    """The archive, if it holds exactly the members of a submission and nothing else.
+    """The archive of a file of ``size`` bytes, if it contains the members of a submission alone.
 
     Raises:
-        Refused: it does not.
+        Refused: it is no ZIP file, is damaged, or contains something else.
     """
     _check_ends(file, size)
     try:
@@ -86,7 +86,7 @@ def open_archive(file: BinaryIO, size: int) -> zipfile.ZipFile:
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The content of a member, its checksum compared.
+    """The content of a member, its checksum verified.
 
     Raises:
         Refused: it is damaged.
@@ -98,7 +98,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _check_ends(file: BinaryIO, size: int) -> None:
-    """Both ends of the file, before the ZIP directory is read; it must be small and last."""
+    """Check both ends of the file before the ZIP directory is read; it must be small and last."""
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
         refuse(
@@ -120,8 +120,8 @@ def _check_ends(file: BinaryIO, size: int) -> None:
     if directory_size > _OVERHEAD:
         refuse(
             "unexpected-member",
-            "the file holds far more members than a submission",
-            f"A submission holds {MANIFEST}, {WEIGHTS} and nothing but a signature else.",
+            "the file contains far more members than a submission",
+            f"A submission contains {MANIFEST}, {WEIGHTS} and at most a signature.",
         )
     if offset + directory_size + 22 != size or tail[:4] == b"PK\x06\x07":
         refuse(
@@ -133,9 +133,9 @@ def _check_ends(file: BinaryIO, size: int) -> None:
 
 
 def _check_names(names: list[str]) -> Iterable[Problem]:
-    why = f"A submission holds {MANIFEST} and {WEIGHTS} once each, and at most {SIGNATURE} else."
+    why = f"A submission contains {MANIFEST} and {WEIGHTS} once each, at most {SIGNATURE} besides."
     if extra := [name for name in names if name not in (MANIFEST, WEIGHTS, SIGNATURE)]:
-        yield Problem("unexpected-member", f"the file also holds {some(extra)}", why, ASK_AGAIN)
+        yield Problem("unexpected-member", f"the file also contains {some(extra)}", why, ASK_AGAIN)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         yield Problem("unexpected-member", f"{some(twice)} is there twice", why, ASK_AGAIN)
     if missing := [name for name in (MANIFEST, WEIGHTS) if name not in names]:

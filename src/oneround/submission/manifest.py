@@ -18,9 +18,9 @@ class TrainingSummary(Strict):
     """How the training at the site went.
 
     Attributes:
-        epochs: epochs trained.
-        best_epoch: the epoch whose weights are handed in, at most ``epochs``.
-        loss: training loss of that epoch.
+        epochs: number of epochs trained.
+        best_epoch: epoch whose weights are submitted, at most ``epochs``.
+        loss: mean cross-entropy of that epoch on the training images.
         validation: metrics on the site's own validation split. Those that cannot be computed
             (NaN, such as AUROC with one class) are left out.
     """
@@ -45,7 +45,12 @@ class TrainingSummary(Strict):
 
 
 class Privacy(Strict):
-    """The (ε, δ) differential privacy of the training."""
+    """The (ε, δ) differential privacy of the training.
+
+    Attributes:
+        epsilon: ε, above 0.
+        delta: δ, in [0, 1).
+    """
 
     epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(ge=0, lt=1)
@@ -58,16 +63,16 @@ class Manifest(Strict):
         format: version of the file format.
         study: name of the study.
         study_hash: :attr:`oneround.study.Study.hash` of the study file used in training.
-        site: who hands in.
-        architecture: the network; the reader must know it by this name.
+        site: name of the site that submits.
+        architecture: network and its arguments; the reader must know a network of this name.
         classes: class names in the order of the network's outputs.
         image: shape, value range and normalization of the network's input.
         images: number of training images.
-        class_counts: training images of each class (exact or noised), or None: not told.
-        training: how the training went.
-        versions: software by name, such as ``{"torch": "2.6.0"}``.
+        class_counts: training images of each class (exact or noised), or None: withheld.
+        training: summary of the training.
+        versions: versions of the software, by name, such as ``{"torch": "2.6.0"}``.
         weights_sha256: SHA-256 of the member ``model.safetensors``.
-        created: time in UTC, ISO 8601.
+        created: time of writing, UTC, ISO 8601.
         privacy: differential privacy of the training, or None.
     """
 
@@ -100,17 +105,17 @@ class Manifest(Strict):
 
 @dataclass(frozen=True)
 class Submission:
-    """A submission that was read and found right.
+    """A submission that was read and has passed all checks.
 
     Attributes:
-        manifest: what it says about itself.
-        model: the client model, (B, C, H, W) to logits (B, classes), restored exactly,
-            BatchNorm buffers included; on the CPU, in eval mode, without gradients.
-        sha256: of the whole file, before it was encrypted.
-        size: of the whole file as it was sent, in bytes.
-        path: where it was read from.
-        signed_by: fingerprint of the key that signed it, compared with the study; ``None``: the
-            study lists no keys.
+        manifest: content of its ``manifest.json``.
+        model: client model, from normalized images (B, C, H, W) to logits (B, classes), restored
+            exactly, BatchNorm buffers included; on the CPU, in eval mode, without gradients.
+        sha256: SHA-256 of the whole file, before encryption.
+        size: size of the file as it was sent, in bytes.
+        path: file that it was read from.
+        signed_by: fingerprint of the key that signed it, the one that the study lists for the
+            site; ``None``: the study lists no keys.
     """
 
     manifest: Manifest

@@ -1,4 +1,4 @@
-"""From a file to a client model, or to everything that is wrong with the file."""
+"""Read a submission: its client model, or everything that is wrong with the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from oneround.submission.container import (
 from oneround.submission.manifest import Manifest, Submission
 
 LIMIT_BYTES = 1 << 30
-"""Larger files are refused unless the caller says otherwise (1 GiB; a ResNet-34 has 85 MB)."""
+"""Size limit of a submission by default, in bytes: 1 GiB (a ResNet-34 has 85 MB)."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +39,16 @@ T = TypeVar("T")
 
 @dataclass
 class Findings:
-    """What an examination found, and what it could read on the way."""
+    """What an examination found, and what it could read on the way.
+
+    Attributes:
+        problems: problems in the order in which they were found, warnings included.
+        manifest: manifest, if it is valid.
+        tensors: weights by name, if their header is valid.
+        sha256: SHA-256 of the file, before encryption.
+        size: size of the file, in bytes.
+        signed_by: fingerprint of the key that signed it, if that is the site's.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     manifest: Manifest | None = None
@@ -54,7 +63,7 @@ class Findings:
         return [problem for problem in self.problems if problem.fatal]
 
     def attempt(self, stage: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """The result of one stage, or None when it was refused, with its problems kept."""
+        """The result of one stage, or ``None`` if it was refused; its problems are recorded."""
         try:
             return stage(*args, **kwargs)
         except Refused as refused:
@@ -72,13 +81,14 @@ def check_submission(
     """Every problem of the file at ``path``, warnings included; never raises on its content.
 
     Args:
-        path: a file, from anyone.
-        study: compare with it too; if it lists keys, the signature must be of the site's.
-        identity: opens files that were encrypted to it.
-        limit_bytes: refuse larger files; memory stays below about twice this.
+        path: submission, or any file from anyone.
+        study: agreement to compare with; if it lists keys, the file must be signed with the
+            site's.
+        identity: private key for files that were encrypted to it.
+        limit_bytes: size above which a file is refused; memory stays below about twice this.
 
     Raises:
-        OneRoundError: a signature or an encrypted file, and the packages for it are missing.
+        OneRoundError: the file is signed or encrypted, and the packages for that are missing.
     """
     return _examine_path(path, study, identity, limit_bytes).problems
 
@@ -93,7 +103,7 @@ def read_submission(
     """The submission at ``path``; arguments as for :func:`check_submission`.
 
     Raises:
-        OneRoundError: with every fatal problem of the file.
+        OneRoundError: the file has fatal problems; the message lists all.
     """
     found = _examine_path(path, study, identity, limit_bytes)
     raise_if_fatal(found, path)
@@ -110,8 +120,14 @@ def read_submissions(
 ) -> list[Submission]:
     """All submissions of a study, in the order of their sites' names.
 
+    Args:
+        paths: one file for each site.
+        study: agreement that they must belong to.
+        identity: private key for encrypted files.
+
     Raises:
-        OneRoundError: with every fatal problem of every file and of the files together.
+        OneRoundError: there are fatal problems of files, or of the files together; the message
+            lists all.
     """
     submissions, refusals = [], []
     for path in paths:
@@ -133,7 +149,7 @@ def read_submissions(
 def examine(
     file: io.BufferedReader | io.BufferedRandom | io.BytesIO, study: Study | None
 ) -> Findings:
-    """Look at an open file from the outside in; go on after a problem wherever that is safe."""
+    """Examine an open file from the outside in; a problem ends only what depends on it."""
     found = Findings(size=file.seek(0, os.SEEK_END))
     file.seek(0)
     found.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -159,10 +175,10 @@ def examine(
 
 
 def raise_if_fatal(findings: Findings, path: str | os.PathLike[str]) -> None:
-    """Strict mode.
+    """Refuse a file with fatal problems.
 
     Raises:
-        OneRoundError: there are fatal problems.
+        OneRoundError: there are any; the message lists all.
     """
     if fatal := findings.fatal:
         raise OneRoundError(
@@ -175,8 +191,8 @@ def raise_if_fatal(findings: Findings, path: str | os.PathLike[str]) -> None:
 _NOT_ENCRYPTED = Problem(
     "not-encrypted",
     "the study asks for encrypted files, and this one is not",
-    "A client model can be inverted: it deserves the secrecy of the images that it has learned.",
-    "Before it leaves the site: oneround seal. If it has left, ask the site by which way.",
+    "Images can be synthesized from a client model, so it is to be protected like the images.",
+    "Run oneround seal before it leaves the site. If it has left, ask the site which way it came.",
     fatal=False,
 )
 
@@ -232,7 +248,7 @@ def _decrypt(encrypted: BinaryIO, plain: BinaryIO, identity: signing.Identity | 
             "encrypted",
             "the file is encrypted",
             "Only the owner of the key that it was encrypted to can open it.",
-            "The coordinator gives --identity; a site looks at the file that it was made from.",
+            "The coordinator gives --identity; a site inspects the file before its encryption.",
         )
     try:
         identity.decrypt(encrypted, plain)
@@ -240,15 +256,15 @@ def _decrypt(encrypted: BinaryIO, plain: BinaryIO, identity: signing.Identity | 
         refuse(
             "other-recipient",
             f"the given key does not open the file ({str(error)!r})",
-            "It was encrypted to another key, or has changed on its way.",
-            "Compare encrypt_to of the site's study with the .recipient file; send it again.",
+            "It was encrypted to another key, or was changed on its way.",
+            "Compare encrypt_to in the site's study with the .recipient file, and send it again.",
         )
 
 
 def _examine_signature(
     signed: dict[str, bytes], signature: bytes | None, study: Study | None, found: Findings
 ) -> bool:
-    """Whether the weights may be looked at: unless the study lists keys, or by a right one."""
+    """Whether the weights may be read: the study lists no keys, or the signature is valid."""
     known = study.submission.keys if study else {}
     if not known:
         if signature is not None:
@@ -282,7 +298,7 @@ def _examine_weights(
             Problem(
                 "weights-hash",
                 "the weights are not those that the manifest names",
-                "They were exchanged or changed after the site wrote the manifest.",
+                "They were replaced or changed after the site wrote the manifest.",
                 "Ask the site to write the submission again, and compare its SHA-256 with them.",
             )
         )
@@ -296,7 +312,7 @@ def _examine_weights(
 
 
 def _restore(manifest: Manifest, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """The client model; building it does not disturb the caller's random numbers."""
+    """The client model; building it leaves the caller's random state as it was."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         model = models.build(manifest.architecture, manifest.image, len(manifest.classes))
     model.load_state_dict(tensors)

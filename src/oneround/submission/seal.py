@@ -22,28 +22,28 @@ def seal_submission(
     key: str | os.PathLike[str] | None = None,
     passphrase: str | None = None,
 ) -> Path:
-    """Sign the submission at ``path``, encrypt it, and return the path of the file to hand in.
+    """Sign the submission at ``path``, encrypt it, and return the path of the file to submit.
 
     The signature is put into the file itself, in place of an older one. If the study has
-    ``submission.encrypt_to``, the file to hand in is ``NAME.oneround.age``, which the site cannot
-    open again; the one at ``path`` stays for the site.
+    ``submission.encrypt_to``, the file to submit is ``NAME.oneround.age``, which the site cannot
+    open again; the file at ``path`` stays at the site.
 
     Args:
         path: the site's submission.
-        study: the agreement; its ``submission`` says what is asked for.
+        study: agreement; its ``submission`` says whether to sign and encrypt.
         key: the site's ``.key`` file; ``None``: not signed.
-        passphrase: of that file.
+        passphrase: passphrase of that file.
 
     Raises:
-        OneRoundError: the file is no submission of this study, the study wants a signature and
-            there is no key or another one than it lists, the packages for it are missing, or
+        OneRoundError: the file is no submission of this study, the study requires a signature and
+            the key is missing or not the one that it lists, the packages for it are missing, or
             nothing can be written. Then the file is as it was.
     """
     path, submission = Path(path), study.submission
     site = read_submission(path, _without_keys(study)).manifest.site
     if submission.keys and key is None:
         raise OneRoundError(
-            "the study wants signed submissions.",
+            "the study requires signed submissions.",
             file=path,
             remedy=f"Give the key of {site} with --key; `oneround keys new` makes one.",
         )
@@ -65,7 +65,7 @@ def seal_submission(
 
 
 def encrypted_path(path: str | os.PathLike[str]) -> Path:
-    """Where the encrypted form of the submission at ``path`` is."""
+    """The path of the encrypted form of the submission at ``path``."""
     return Path(f"{os.fspath(path)}{signing.ENCRYPTED_SUFFIX}")
 
 

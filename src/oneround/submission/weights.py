@@ -1,4 +1,4 @@
-"""The member ``model.safetensors``: its header checked before anything is allocated.
+"""The member ``model.safetensors``: its header is checked before memory is allocated.
 
 The format: 8 bytes with the length of the header (little endian), the header in JSON
 ``{name: {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}}``, the buffer.
@@ -32,7 +32,14 @@ _MAX_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of one tensor; ``begin`` and ``end`` are offsets in the buffer."""
+    """What the header says of one tensor.
+
+    Attributes:
+        dtype: type of its values.
+        shape: sizes of its dimensions.
+        begin: offset of its first byte in the buffer.
+        end: offset after its last byte.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -41,7 +48,7 @@ class TensorInfo:
 
 
 def serialize(model: nn.Module) -> bytes:
-    """Parameters and buffers of ``model`` in safetensors format; equal weights, equal bytes."""
+    """Parameters and buffers of ``model`` in safetensors format; equal weights give equal bytes."""
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
@@ -66,7 +73,7 @@ def parse_header(content: bytes) -> dict[str, TensorInfo]:
         _malformed("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        _malformed("its metadata are not texts by name")
+        _malformed("its metadata is not a mapping of names to text")
     available = len(content) - 8 - length
     tensors = {name: _tensor_info(name, entry, available) for name, entry in header.items()}
     _check_layout(tensors, available)
@@ -77,8 +84,8 @@ def views(content: bytes, header: Mapping[str, TensorInfo]) -> dict[str, torch.T
     """Tensors by name, on the CPU, that share the memory of ``content``: to be read, not written.
 
     Args:
-        content: the safetensors file.
-        header: of :func:`parse_header`, which has compared every size with the content.
+        content: bytes of the safetensors file.
+        header: result of :func:`parse_header`, which has compared every size with ``content``.
     """
     start = 8 + int.from_bytes(content[:8], "little")
     with warnings.catch_warnings():
@@ -101,7 +108,7 @@ def _view(content: bytes, info: TensorInfo, offset: int) -> torch.Tensor:
 def compare(
     found: Mapping[str, TensorInfo], expected: Mapping[str, torch.Tensor]
 ) -> Iterable[Problem]:
-    """What differs between the file and the network that its manifest names."""
+    """Differences between the tensors of the file and those of the network that it names."""
     common = [name for name in expected if name in found]
     groups = {
         ("tensor-missing", "missing"): [n for n in expected if n not in found],
@@ -120,7 +127,7 @@ def compare(
 
 
 def check_values(tensors: Mapping[str, torch.Tensor]) -> Iterable[Problem]:
-    """NaN, infinite values, and BatchNorm statistics that no image can give."""
+    """Problems of the values: NaN, infinity, and BatchNorm statistics that no image can give."""
     bounds = {n: [float(b) for b in t.aminmax()] for n, t in tensors.items() if t.numel()}
     not_finite = [n for n, (low, high) in bounds.items() if not math.isfinite(low + high)]
     if not_finite:
@@ -140,14 +147,14 @@ def check_values(tensors: Mapping[str, torch.Tensor]) -> Iterable[Problem]:
                 code,
                 f"negative values in {some(names)}",
                 "Variances and counts are never negative, so BatchNorm would give NaN.",
-                "Train again; training never leaves such values, so find out who changed them.",
+                "Train again; training never gives such values, so find out who changed them.",
             )
 
 
 def _tensor_info(name: str, entry: object, available: int) -> TensorInfo:
     quoted = some([name])
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        _malformed(f"the entry of {quoted} is not one of a tensor")
+        _malformed(f"the entry of {quoted} does not describe a tensor")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         refuse(
@@ -161,13 +168,13 @@ def _tensor_info(name: str, entry: object, available: int) -> TensorInfo:
         _malformed(f"the offsets of {quoted} are not two positions")
     begin, end = offsets
     if 0 in shape and math.prod(side or 1 for side in shape) >= 2**63:  # more than torch multiplies
-        _malformed(f"the shape of {quoted} is that of no tensor")
+        _malformed(f"no tensor has the shape of {quoted}")
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if size > available:
         refuse(
             "tensor-too-large",
             f"{quoted} declares {size:.3g} bytes in a buffer of {available}",
-            "Memory is never allocated for more than the file holds.",
+            "Memory is never allocated for more than the file contains.",
         )
     if end - begin != size:
         _malformed(f"{quoted} needs {size} bytes and occupies {end - begin}", "tensor-size")
@@ -179,7 +186,7 @@ def _are_sizes(values: object) -> bool:
 
 
 def _check_layout(tensors: Mapping[str, TensorInfo], available: int) -> None:
-    """One tensor after the other, from the first byte of the buffer to the last."""
+    """Check that tensors follow each other, from the first byte of the buffer to the last."""
     position = 0
     for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
         if info.begin != position:

@@ -1,4 +1,4 @@
-"""From a client model to the one file."""
+"""Write a submission: from a client model to the one file."""
 
 from __future__ import annotations
 
@@ -34,20 +34,22 @@ def write_submission(
 ) -> Manifest:
     """Write the submission of ``site``, not yet signed or encrypted, and return its manifest.
 
-    :func:`oneround.submission.seal_submission` does the rest if the study asks for it.
+    :func:`oneround.submission.seal_submission` does both if the study asks for it.
     The content is checked as a reader would check it, against ``study`` too, before
     anything is written. Equal arguments, with ``created`` given, make an equal file.
 
     Args:
-        path: by custom ``NAME.oneround``; an older file is replaced in one step.
-        model: the trained client model, built by :func:`oneround.models.build` from
-            ``architecture``.
+        path: file to write, by convention ``NAME.oneround``; an older one is replaced in one step.
+        model: trained client model, built by :func:`oneround.models.build` from ``architecture``.
+        study: agreement that the site trained with.
+        site: name of the site.
+        architecture: network, one of the study's.
         images: number of training images.
-        class_counts: training images of each class, in the study's order; they are left out
-            unless the study says ``share_class_counts``.
-        training: how the training went.
+        class_counts: training images of each class, in the study's order; withheld (not written)
+            unless the study has ``share_class_counts``.
+        training: summary of the training.
         privacy: differential privacy of the training, if any.
-        created: time in UTC, ISO 8601; now by default.
+        created: time in UTC, ISO 8601; the current time by default.
 
     Raises:
         OneRoundError: the content would be refused by a reader (NaN weights, a site or an
