@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 
 from oneround import signing
-from oneround.data import ImageSet, Splits
+from oneround.data import ImageSet, Splits, as_image_set
+from oneround.data.image_set import Images
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate
 from oneround.files import sha256, write_json
@@ -116,7 +117,7 @@ def chosen_split(
 
 def evaluate_at_site(
     model: str | os.PathLike[str],
-    data: ImageSet,
+    data: Images,
     study: Study,
     site: str,
     *,
@@ -141,6 +142,7 @@ def evaluate_at_site(
             site, or no class has enough images.
     """
     study.require_site(site)
+    data = as_image_set(data, study.classes)
     least, counts = study.submission.smallest_cell, data.class_counts()
     enough = [c for c in range(len(study.classes)) if counts[c] >= least]
     reported = torch.isin(data.labels, torch.tensor(enough))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oneround.data import Splits
+from oneround.data import Splits, as_image_set
+from oneround.data.image_set import Images
 from oneround.errors import OneRoundError
 from oneround.runs.callbacks import Callback
 from oneround.runs.cost import Cost
@@ -47,7 +48,7 @@ class Made:
 def make_submission(
     study: Study,
     site: str,
-    splits: Splits,
+    splits: Splits | Images,
     file: str | os.PathLike[str],
     *,
     architecture: ArchitectureSpec | None = None,
@@ -63,7 +64,8 @@ def make_submission(
     Args:
         study: The agreement.
         site: Name of the site.
-        splits: Images of the site.
+        splits: Images of the site; or its training images alone, as any data set or data loader of
+            pixels in [0, 1] and labels.
         file: The submission to write; an older one is replaced.
         architecture: Network, one of the study's; its first by default.
         device: Where to train; see :data:`oneround.runs.device.Device`.
@@ -75,6 +77,8 @@ def make_submission(
             is not a submission.
     """
     file = Path(file)
+    if not isinstance(splits, Splits):
+        splits = Splits(as_image_set(splits, study.classes))
     if file.exists() and any(problem.fatal for problem in check_submission(file)):
         raise OneRoundError(
             "there is a file already, and it is something else than a submission.",
