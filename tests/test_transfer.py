@@ -211,7 +211,7 @@ def test_names_that_nobody_would_collect(place: Place, file: Path) -> None:
     for name in ("north.bin", "_north.oneround", "north+2.oneround", "Gene\u0300ve.oneround"):
         other = file.with_name(name)
         other.write_bytes(CONTENT)
-        with pytest.raises(OneRoundError, match="would pass over") as caught:
+        with pytest.raises(OneRoundError, match="would skip a file") as caught:
             Carrier(place.url).send(other)
         assert "Rename" in caught.value.remedy
     assert place.names() == []
@@ -272,7 +272,7 @@ def test_secrets_stay_out_of_urls_and_messages(monkeypatch: pytest.MonkeyPatch, 
         Carrier("sftp://north:sesame@example.org/x")
     assert "sesame" not in str(caught.value)
     for url in ("sftp://north:sesa#me@example.org/x", "sftp://a:sesame/x", "sftp://[::1/sesame"):
-        with pytest.raises(OneRoundError, match="this is no URL") as caught:
+        with pytest.raises(OneRoundError, match="this is not a URL") as caught:
             Carrier(url)
         assert "sesa" not in str(caught.value)
         assert caught.value.__cause__ is None

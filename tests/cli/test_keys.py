@@ -18,7 +18,7 @@ def test_a_pair_to_sign_with(call: Call, tmp_path: Path) -> None:
     }
     again = call("keys", "new", tmp_path / "north")
     assert again.code == 1
-    assert "nothing replaces a key" in again.err
+    assert "a key is never replaced" in again.err
 
 
 def test_a_pair_to_encrypt_to(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ def test_all_commands_are_there() -> None:
     names = {command[0] for command in COMMANDS}
     assert names == {
         "study", "keys", "tokens", "train", "inspect", "seal", "submit", "collect", "status",
-        "serve", "aggregate", "evaluate", "predict", "simulate", "bench", "report", "demo", "doctor",
+        "serve", "aggregate", "evaluate", "predict", "simulate", "bench", "report", "demo",
+        "doctor",
     }  # fmt: skip
 
 

@@ -95,7 +95,8 @@ def test_answers_that_make_no_study(
 def test_keys_in_a_study_of_the_version_before(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "blood.toml"
     assert call("study", "init", path, "--classes", "a,b", "--at-least", 2).code == 0
-    text = path.read_text("utf-8").replace("[submission", "[hand_in")
+    text = path.read_text("utf-8").replace("[submission]", "[hand_in] # how files come in")
+    text = text.replace("[submission.keys]", "[hand_in.keys]")
     assert "[hand_in]" in text
     path.write_text(text, encoding="utf-8")
     assert call("keys", "new", tmp_path / "north").code == 0
@@ -103,6 +104,7 @@ def test_keys_in_a_study_of_the_version_before(call: Call, tmp_path: Path) -> No
     assert outcome.code == 0, outcome.err
     changed = path.read_text("utf-8")
     assert "hand_in" not in changed
+    assert "[submission] # how files come in" in changed
     study = Study.read(path)
     assert set(study.submission.keys) == {"north"}
     assert study.submission.at_least == 2

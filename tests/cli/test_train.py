@@ -60,7 +60,7 @@ def test_a_site_without_images_of_one_class(
         "train", workplace.study, "--data", folder, "--site", "a", "--out", tmp_path / "a.oneround"
     )
     assert outcome.code == 0
-    assert "no image of    red (that is allowed)" in outcome.out
+    assert "no image of    red (this is allowed)" in outcome.out
 
 
 def test_too_few_steps_are_said(

@@ -116,7 +116,7 @@ def test_site_without_a_key(
 
 
 @pytest.mark.parametrize(
-    ("key", "reason"), [(None, "wants signed submissions"), ("south", "has the key")]
+    ("key", "reason"), [(None, "requires signed submissions"), ("south", "has the key")]
 )
 def test_what_the_coordinator_would_refuse_does_not_leave(
     submit: Submit,

@@ -68,8 +68,8 @@ def init(
     share_class_counts: Annotated[
         bool,
         typer.Option(
-            help="Class counts (images of each class at a site) in every submission; without "
-            "them, sites withhold these numbers."
+            help="Class counts in every submission; otherwise sites withhold how many images of "
+            "each class they have."
         ),
     ] = True,
     key: Keys = None,
