@@ -198,8 +198,11 @@ class Carrier:
     def _put(self, file: Path, target: str, digest: str, size: int) -> bool:
         """Whether the file could be read back; one that arrived damaged is removed."""
         options = {"method": "put"} if self.scheme in ("https", "http") else {}
-        callback = _Reported(self._progress, file.name)
-        callback.set_size(size)
+
+        def sent(total: int, done: int, **_: object) -> None:
+            self._progress("sending", done, max(total, done), file.name)
+
+        callback = Callback(size=size, hooks={"progress": sent})
         self._files.put_file(os.fspath(file), target, callback=callback, **options)
         self._progress("sending", size, size, file.name)
         back = self._digest(target, size, "comparing")
@@ -274,17 +277,6 @@ class Carrier:
             raise OneRoundError(
                 f"cannot be {what}: {reason}.", file=place, remedy=_remedy(error, self.scheme)
             ) from error
-
-
-class _Reported(Callback):  # type: ignore[misc]
-    """Progress of fsspec, reported to a function of ours."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        super().__init__()
-        self._progress, self._name = progress, name
-
-    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
-        self._progress("sending", self.value, max(self.size or 0, self.value), self._name)
 
 
 def _connected(url: str, scheme: str) -> tuple[Any, str]:
