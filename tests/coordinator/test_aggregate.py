@@ -75,7 +75,7 @@ def test_one_global_model_from_submissions_alone(
 
 
 def test_the_default_method(tmp_path: Path, submissions: list[Submission]) -> None:
-    with pytest.raises(OneRoundError, match="another method than headfit"):
+    with pytest.raises(OneRoundError, match="not those of the method headfit"):
         aggregate(STUDY, submissions, out=tmp_path, options=OPTIONS)
     options = methods.get().resolve("quick", HEADFIT)
     aggregate(STUDY, submissions, out=tmp_path, options=options)
@@ -251,7 +251,7 @@ def test_callbacks_see_progress_and_logs(submissions: list[Submission], tmp_path
 
 
 def test_options_of_another_method_are_refused(submissions: list[Submission]) -> None:
-    with pytest.raises(OneRoundError, match="another method than headfit"):
+    with pytest.raises(OneRoundError, match="not those of the method headfit"):
         aggregate(STUDY, submissions, options=OPTIONS)
     with pytest.raises(OneRoundError, match="options of headfit"):
         aggregate(STUDY, submissions, options={"distillation": {"steps": 3}})
