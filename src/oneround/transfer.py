@@ -44,8 +44,7 @@ from oneround.submission import FILE_NAME, LIMIT_BYTES
 CHUNK = 1 << 20  # bytes that are read at once
 
 _WHOLE_AT_ONCE = ("s3", "https", "http")  # no half file is ever seen, or nothing can be renamed
-_WEBDAV = ("webdav", "webdavs", "dav", "davs")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_WEBDAV, _LOCAL = ("webdav", "webdavs", "dav", "davs"), ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -289,7 +288,7 @@ def _connected(url: str, scheme: str) -> tuple[Any, str]:
             file=_without_secrets(url),
             remedy="Put it into the environment variable ONEROUND_PASSWORD.",
         )
-    if scheme in ("http", "webdav", "dav") and token and parts.hostname not in _LOOPBACK:
+    if scheme in ("http", "webdav", "dav") and token and parts.hostname not in _LOCAL:
         raise OneRoundError(
             "without TLS everybody on the way can read the token.",
             file=_without_secrets(url),

@@ -2,7 +2,7 @@
 
 Independent of the method: a sampler returns samples and their weights, a teacher returns its
 log-probabilities for them, and the student takes steps on
-:func:`oneround.distillation.student.kd_loss`.
+:func:`oneround.distillation.loss.kd_loss`.
 """
 
 from __future__ import annotations

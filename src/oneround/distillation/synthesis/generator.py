@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from oneround.distillation.student import kd_loss
+from oneround.distillation.loss import kd_loss
 from oneround.distillation.synthesis.statistics import statistics_distance
 from oneround.models.ensemble import Ensemble
 from oneround.models.inference import to_fast_layout
