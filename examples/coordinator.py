@@ -50,6 +50,7 @@ class EndOfStages(Callback):
     """One line at the end of each stage."""
 
     def on_progress(self, stage: str, done: int, total: int, note: str) -> None:
+        """Called after every step."""
         if done == total:
             print(f"  {stage} {done}/{total} {note}")
 

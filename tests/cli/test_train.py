@@ -143,3 +143,17 @@ def test_refused_before_training(
     assert reason in outcome.err
     assert "Remedy" in outcome.err
     assert not out.exists()
+
+
+def test_withheld_class_counts_are_said_to_be(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    study, out = tmp_path / "secret.toml", tmp_path / "north.oneround"
+    text = workplace.study.read_text("utf-8")
+    assert "share_class_counts = true" in text
+    study.write_text(text.replace("share_class_counts = true", "share_class_counts = false"))
+    outcome = call("train", study, "--data", workplace.data, "--site", "north", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "it withholds   class counts" in outcome.out
+    assert "it reports" not in outcome.out
+    assert read_submission(out).manifest.class_counts is None

@@ -103,6 +103,8 @@ def train(
     say("  it contains    weights and a manifest; no image, no patient data")
     if manifest.class_counts is not None:
         say(f"  it reports     class counts {list(manifest.class_counts)}")
+    else:
+        say("  it withholds   class counts, as the study says")
     counts = client.class_counts or ()
     empty = [name for name, count in zip(study.classes, counts, strict=True) if count == 0]
     if empty:
