@@ -32,7 +32,8 @@ study = Study(
 # Your own images: read_splits("images/", image=study.image, classes=study.classes).
 splits = phantoms(torch.Generator().manual_seed(1), train=300, val=60, test=120)
 print(
-    f"{len(splits.train)} generated training images, {splits.train.class_counts().tolist()} by class"
+counts = splits.train.class_counts().tolist()
+print(f"{len(splits.train)} generated training images, {counts} by class")
 )
 
 # The epoch with the lowest loss on the hospital's own validation images is the result.
