@@ -31,10 +31,8 @@ study = Study(
 
 # Your own images: read_splits("images/", image=study.image, classes=study.classes).
 splits = phantoms(torch.Generator().manual_seed(1), train=300, val=60, test=120)
-print(
 counts = splits.train.class_counts().tolist()
 print(f"{len(splits.train)} generated training images, {counts} by class")
-)
 
 # The epoch with the lowest loss on the hospital's own validation images is the result.
 client = train_client(study, "north", splits.train, splits.val)
