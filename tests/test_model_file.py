@@ -184,6 +184,28 @@ def test_probabilities_of_any_kind_of_images(saved: Path) -> None:
         model.predict_proba(torch.zeros(2, 3, 8, 8))
 
 
+def test_pixels_that_the_network_was_not_made_for(saved: Path) -> None:
+    model = load_model(saved)
+    bytes_ = (images(5).pixels() * 255).round().to(torch.uint8)
+    assert torch.equal(model.predict_proba(bytes_), model.predict_proba(bytes_.float() / 255))
+    for wrong in (bytes_.float(), bytes_.float() * float("nan"), images(5).pixels() - 1):
+        with pytest.raises(OneRoundError, match="pixels range"):
+            model.predict_proba(wrong)
+    with pytest.raises(OneRoundError, match="empty"):
+        model.predict_proba(torch.zeros(0, *IMAGE.shape))
+    with pytest.raises(OneRoundError, match="of shape") as caught:
+        model.predict_proba(torch.zeros(IMAGE.shape))
+    assert "image[None]" in caught.value.remedy
+
+
+def test_a_file_is_no_folder_to_save_in(saved: Path) -> None:
+    model = load_model(saved)
+    before = (saved / "config.json").read_bytes()
+    with pytest.raises(OneRoundError, match="folder"):
+        model.save(saved / "config.json")
+    assert (saved / "config.json").read_bytes() == before
+
+
 def test_saved_again_it_is_the_same_file(saved: Path, tmp_path: Path) -> None:
     path = load_model(saved).save(tmp_path / "new" / "folder")
     assert path.read_bytes() == (saved / "global.safetensors").read_bytes()

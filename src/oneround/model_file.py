@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from oneround import models
-from oneround.data.image_set import Images, ImageSet, as_image_set
+from oneround.data.image_set import Images, ImageSet, as_image_set, check_pixels
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate, predict
 from oneround.files import read_json, sha256, write_atomic, write_json
@@ -91,16 +91,17 @@ class Model:
         """Class probabilities, (N, classes) ``float32`` on the CPU, rows sum to one.
 
         Args:
-            images: Pixels in [0, 1], (N, C, H, W), or a data set of N images.
+            images: Pixels, (N, C, H, W), ``float`` in [0, 1] or ``uint8`` in [0, 255]; or a data
+                set of N images.
             batch_size: Number of images in a batch.
             device: Where to compute; see :data:`oneround.runs.device.Device`.
 
         Raises:
-            OneRoundError: there are no images, or they are of another shape than ``task.image``.
+            OneRoundError: there are no images, they are of another shape than ``task.image``, or a
+                pixel is outside its range.
         """
         if isinstance(images, torch.Tensor):
-            labels = torch.zeros(len(images), dtype=torch.int64)
-            images = ImageSet(images.float(), labels, self.task.classes)
+            images = _unlabeled(images, self.task)
         data = as_image_set(images, self.task.classes)
         fabric = fabric_for(device)
         return predict(self.network, data, self.task.image, batch_size=batch_size, fabric=fabric)
@@ -129,7 +130,14 @@ class Model:
             OneRoundError: nothing can be written there.
         """
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OneRoundError(
+                f"cannot make the folder: {error.strerror}.",
+                file=path,
+                remedy="Give a folder, new or existing.",
+            ) from error
         network = self.network
         weights = save({k: v.contiguous() for k, v in network.state_dict().items()})
         config = ModelConfig(
@@ -192,6 +200,18 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         OneRoundError: as for :meth:`Model.load`.
     """
     return Model.load(path)
+
+
+def _unlabeled(images: torch.Tensor, task: Task) -> ImageSet:
+    if images.ndim != 4:
+        raise OneRoundError(
+            f"the images are of shape {tuple(images.shape)}.",
+            remedy="Give (N, C, H, W); one image: image[None].",
+        )
+    if images.dtype != torch.uint8:
+        images = images.float()
+    check_pixels(images)
+    return ImageSet(images, torch.zeros(len(images), dtype=torch.int64), task.classes)
 
 
 def _client_model(submission: Submission) -> Model:

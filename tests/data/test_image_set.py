@@ -96,3 +96,18 @@ def test_labels_beyond_the_classes_are_refused() -> None:
     broken[0, 0, 0, 0] = float("nan")
     with pytest.raises(OneRoundError, match="pixels range"):
         as_image_set(TensorDataset(broken, data.labels), CLASSES)
+
+
+def test_items_that_are_no_pairs_are_refused() -> None:
+    data = images(4)
+    dicts = [{"image": x, "label": int(y)} for x, y in zip(data.pixels(), data.labels, strict=True)]
+    triples = TensorDataset(data.pixels(), data.labels, data.labels)
+    for given in (dicts, triples, DataLoader(dicts, batch_size=2), DataLoader(data.pixels())):
+        with pytest.raises(OneRoundError, match="no pair") as caught:
+            as_image_set(given, CLASSES)
+        assert "(pixels, label)" in caught.value.remedy
+
+
+def test_images_of_several_sizes_are_refused() -> None:
+    with pytest.raises(OneRoundError, match="several sizes"):
+        as_image_set([(torch.zeros(1, 4, 4), 0), (torch.zeros(1, 5, 4), 1)], CLASSES)

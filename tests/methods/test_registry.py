@@ -41,6 +41,8 @@ def test_names() -> None:
 def test_options_are_resolved() -> None:
     method = methods.get("kang2025")
     assert method.resolve("paper") == method.presets["paper"]
+    one = method.resolve("quick", "inversion.steps=7")
+    assert one == method.resolve("quick", ["inversion.steps=7"])
     changed = method.resolve("quick", ["inversion.steps=7", "rule=logits", "inversion.images=3"])
     content = method.presets["quick"].model_dump()
     content["rule"] = "logits"

@@ -111,25 +111,26 @@ def as_image_set(data: Images, classes: Sequence[str]) -> ImageSet:
         classes: Class names in the order of the labels.
 
     Raises:
-        OneRoundError: the data set is empty, a pixel is outside [0, 1], or a label is not an
-            index into ``classes``.
+        OneRoundError: the data set is empty, its items are no pairs of pixels and a label, a pixel
+            is outside [0, 1], or a label is not an index into ``classes``.
     """
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, DataLoader):
-        pairs = [(torch.as_tensor(x), torch.as_tensor(y).reshape(-1)) for x, y in data]
+        pairs = [_pair(batch, True) for batch in data]
     else:
         items = data if isinstance(data, IterableDataset) else map(data.__getitem__, _range(data))
-        pairs = [(torch.as_tensor(x)[None], torch.as_tensor(y).reshape(1)) for x, y in items]
+        pairs = [_pair(item, False) for item in items]
     if not pairs:
         raise OneRoundError("the data set is empty.", remedy="Give at least one image.")
-    images = torch.cat([x.float() for x, _ in pairs])
-    labels = torch.cat([y for _, y in pairs]).long()
-    if not (images.min() >= 0 and images.max() <= 1):
+    try:
+        images = torch.cat([x.float() for x, _ in pairs])
+    except RuntimeError as error:
         raise OneRoundError(
-            f"pixels range from {images.min():.3g} to {images.max():.3g}.",
-            remedy="Scale them to [0, 1]; the study's normalization is applied later.",
-        )
+            "the images are of several sizes.", remedy="Resize them to that of the study."
+        ) from error
+    labels = torch.cat([y for _, y in pairs]).long()
+    check_pixels(images)
     if labels.min() < 0 or labels.max() >= len(classes):
         raise OneRoundError(
             f"labels range from {labels.min()} to {labels.max()}, and there are {len(classes)} "
@@ -137,6 +138,33 @@ def as_image_set(data: Images, classes: Sequence[str]) -> ImageSet:
             remedy="Give indices into the classes of the study, from 0.",
         )
     return ImageSet(images, labels, tuple(classes))
+
+
+def check_pixels(images: torch.Tensor) -> None:
+    """Refuse images, (N, C, H, W), without a pixel, or ``float`` ones outside [0, 1].
+
+    Raises:
+        OneRoundError: there is such a pixel, or there are no images.
+    """
+    if not images.numel():
+        raise OneRoundError("the data set is empty.", remedy="Give at least one image.")
+    if images.dtype != torch.uint8 and not (images.min() >= 0 and images.max() <= 1):
+        raise OneRoundError(
+            f"pixels range from {images.min():.3g} to {images.max():.3g}.",
+            remedy="Scale them to [0, 1]; the study's normalization is applied later.",
+        )
+
+
+def _pair(item: Any, batch: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels, (B, C, H, W), and labels, (B,), of a batch or of a single item."""
+    try:
+        pixels, label = (torch.as_tensor(part) for part in item)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OneRoundError(
+            "an item of the data set is no pair of pixels and a label.",
+            remedy="Yield (pixels, label): a tensor (C, H, W) in [0, 1] and an integer.",
+        ) from error
+    return (pixels, label.reshape(-1)) if batch else (pixels[None], label.reshape(1))
 
 
 def _range(data: Dataset[Any]) -> range:

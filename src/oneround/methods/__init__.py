@@ -136,7 +136,7 @@ class Method:
         if isinstance(changes, Mapping):
             content = merged(content, dict(changes))
         else:
-            for assignment in changes:
+            for assignment in [changes] if isinstance(changes, str) else changes:
                 content = merged(content, parse_assignment(assignment))
         return self.options.validate_options(content, f"options of {self.name}")
 
