@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from oneround.errors import OneRoundError
-from oneround.model_file import Model, load_model
+from oneround.model_file import load_model
 from oneround.models.ensemble import RULES, Client, Ensemble
 from tests.tiny import (
     CLASSES,
@@ -22,6 +22,7 @@ from tests.tiny import (
     TASK,
     clients,
     equal,
+    global_model,
     images,
     network,
 )
@@ -31,14 +32,7 @@ X = torch.randn(3, *IMAGE.shape, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    Model(
-        network(3),
-        STUDY.task,
-        (RESNET,),
-        method="kang2025",
-        study=STUDY.name,
-        study_hash=STUDY.hash,
-    ).save(tmp_path)
+    global_model(network(3), RESNET).save(tmp_path)
     return tmp_path
 
 
@@ -65,14 +59,7 @@ def test_a_network_comes_back(saved: Path) -> None:
 def test_an_ensemble_comes_back(tmp_path: Path, rule: Any) -> None:
     members = [*clients(2), Client("other", network(5, DENSENET), DENSENET, 9, (1, 2, 3))]
     ensemble = Ensemble(members, TASK, rule)
-    Model(
-        ensemble,
-        STUDY.task,
-        (RESNET, RESNET, DENSENET),
-        method="ensemble",
-        study=STUDY.name,
-        study_hash=STUDY.hash,
-    ).save(tmp_path)
+    global_model(ensemble, RESNET, RESNET, DENSENET, method="ensemble").save(tmp_path)
     loaded = load_model(tmp_path).network
     assert isinstance(loaded, Ensemble)
     assert torch.equal(loaded(X), ensemble(X))
@@ -81,14 +68,7 @@ def test_an_ensemble_comes_back(tmp_path: Path, rule: Any) -> None:
 def test_an_ensemble_without_votes_and_priors_comes_back(tmp_path: Path) -> None:
     """Version 0.1.0 wrote neither."""
     ensemble = Ensemble(clients(2), TASK)
-    Model(
-        ensemble,
-        STUDY.task,
-        (RESNET, RESNET),
-        method="ensemble",
-        study=STUDY.name,
-        study_hash=STUDY.hash,
-    ).save(tmp_path)
+    global_model(ensemble, RESNET, RESNET, method="ensemble").save(tmp_path)
     weights = load_file(tmp_path / "global.safetensors")
     del weights["votes"], weights["log_priors"]
     content = save(weights)
@@ -98,14 +78,7 @@ def test_an_ensemble_without_votes_and_priors_comes_back(tmp_path: Path) -> None
 
 
 def test_saving_again_replaces(saved: Path) -> None:
-    Model(
-        network(4),
-        STUDY.task,
-        (RESNET,),
-        method="kang2025",
-        study=STUDY.name,
-        study_hash=STUDY.hash,
-    ).save(saved)
+    global_model(network(4), RESNET).save(saved)
     assert equal(load_model(saved).network, network(4))
 
 

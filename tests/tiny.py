@@ -15,6 +15,7 @@ from torch import nn
 
 from oneround import models
 from oneround.data import ImageSet, Splits
+from oneround.model_file import Model
 from oneround.models.batch_norm import update_statistics
 from oneround.models.ensemble import Client
 from oneround.runs.callbacks import Callback, Progress
@@ -92,6 +93,16 @@ def clients(count: int = 2, *, counts: bool = True) -> list[Client]:
         Client(f"site-{k}", network(k), RESNET, 10 * (k + 1), (k, 3, 7 + 9 * k) if counts else None)
         for k in range(count)
     ]
+
+
+def global_model(
+    trained: nn.Module, *architectures: ArchitectureSpec, method: str = "kang2025"
+) -> Model:
+    """A global model of ``STUDY``, as ``method`` would make it."""
+    name, study_hash = STUDY.name, STUDY.hash
+    return Model(
+        trained, STUDY.task, architectures, method=method, study=name, study_hash=study_hash
+    )
 
 
 def write_folder(folder: Path, data: ImageSet) -> Path:

@@ -15,12 +15,21 @@ from oneround.distillation.student import (
     new_student,
 )
 from oneround.errors import OneRoundError
-from oneround.model_file import Model
 from oneround.models.ensemble import Ensemble, prior_corrected
 from oneround.runs.loop import Loop
 from oneround.runs.optimization import learning_rate
 from oneround.runs.stage import Stage
-from tests.tiny import DENSENET, IMAGE, RESNET, STUDY, TASK, clients, equal, network, seeded
+from tests.tiny import (
+    DENSENET,
+    IMAGE,
+    RESNET,
+    TASK,
+    clients,
+    equal,
+    global_model,
+    network,
+    seeded,
+)
 
 
 def options(**changes: Any) -> StudentOptions:
@@ -112,9 +121,7 @@ def test_new_student_from_the_largest_site() -> None:
 
 def test_new_student_from_a_file(tmp_path: Path) -> None:
     saved = network(7)
-    Model(
-        saved, STUDY.task, (RESNET,), method="made up", study=STUDY.name, study_hash=STUDY.hash
-    ).save(tmp_path)
+    global_model(saved, RESNET, method="made up").save(tmp_path)
     chosen = options(start=str(tmp_path / "global.safetensors"))
     student, _ = new_student(Ensemble(clients(1), TASK), chosen, Stage("distillation"))
     assert equal(student, saved)

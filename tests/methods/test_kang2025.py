@@ -20,11 +20,11 @@ from tests.tiny import (
     IMAGE,
     KANG2025,
     RESNET,
-    STUDY,
     TASK,
     Watching,
     clients,
     equal,
+    global_model,
     network,
 )
 
@@ -97,14 +97,7 @@ def test_extension_starts_from_a_late_site_that_brings_a_class(
         replace(client, class_counts=c, images=sum(c or (900,)))
         for client, c in zip(clients(3), counts, strict=True)
     ]
-    Model(
-        network(7),
-        STUDY.task,
-        (DENSENET,),
-        method="kang2025",
-        study=STUDY.name,
-        study_hash=STUDY.hash,
-    ).save(tmp_path)
+    global_model(network(7), DENSENET).save(tmp_path)
     options: Any = METHOD.resolve("quick", ["distillation.start=auto", *changes])
     assert METHOD.extend
     extended = METHOD.extend(Ensemble(members, TASK), options, tmp_path, ("site-2",))

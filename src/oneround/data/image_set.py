@@ -121,16 +121,14 @@ def as_image_set(data: Images, classes: Sequence[str]) -> ImageSet:
     else:
         items = data if isinstance(data, IterableDataset) else map(data.__getitem__, _range(data))
         pairs = [_pair(item, False) for item in items]
-    if not pairs:
-        raise OneRoundError("the data set is empty.", remedy="Give at least one image.")
     try:
-        images = torch.cat([x.float() for x, _ in pairs])
+        images = torch.cat([x.float() for x, _ in pairs]) if pairs else torch.empty(0)
     except RuntimeError as error:
         raise OneRoundError(
             "the images are of several sizes.", remedy="Resize them to that of the study."
         ) from error
-    labels = torch.cat([y for _, y in pairs]).long()
     check_pixels(images)
+    labels = torch.cat([y for _, y in pairs]).long()
     if labels.min() < 0 or labels.max() >= len(classes):
         raise OneRoundError(
             f"labels range from {labels.min()} to {labels.max()}, and there are {len(classes)} "
