@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import tomlkit
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -53,6 +55,13 @@ class ImageSpec(Strict):
         width: width W in pixels, 8 to 1024.
         mean: mean of the normalization, one value or one for each channel.
         std: standard deviation of the normalization, above 0, one value or one for each channel.
+        window: center and width, above 0, of the window of gray DICOM images, in the units after
+            rescaling (Hounsfield units for CT); ``None``: the window of each file, or else from
+            its minimum to its maximum.
+        aspect: how an image of another shape becomes one of this height and width; ``stretch``:
+            its aspect ratio changes; ``pad``: it keeps it, and black is added at two sides.
+        frames: what becomes of a file with several frames; ``single``: it is refused; ``middle``:
+            its middle frame is the image; ``each``: every frame is an image.
     """
 
     channels: Literal[1, 3] = 3
@@ -60,6 +69,9 @@ class ImageSpec(Strict):
     width: int = Field(default=28, ge=8, le=1024)
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    window: tuple[float, float] | None = None
+    aspect: Literal["stretch", "pad"] = "stretch"
+    frames: Literal["single", "middle", "each"] = "single"
 
     @model_validator(mode="after")
     def _one_value_per_channel(self) -> Self:
@@ -68,7 +80,20 @@ class ImageSpec(Strict):
                 raise ValueError(f"{name} needs 1 or {self.channels} values")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
+        if self.window is not None and self.window[1] <= 0:
+            raise ValueError("the width of the window must be above 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what version 0.1 did not know, where it says the same as that version did.
+
+        So the hash of a study is the same as before, and that version reads its submissions.
+        """
+        content: dict[str, Any] = write(self)
+        later = ("window", "aspect", "frames")
+        default = {name: type(self).model_fields[name].default for name in later}
+        return {k: v for k, v in content.items() if k not in default or v != default[k]}
 
     @property
     def shape(self) -> tuple[int, int, int]:

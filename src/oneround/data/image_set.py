@@ -13,16 +13,22 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from oneround.errors import OneRoundError
 
+FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
+"""Types of stored pixels, and the value that is 1 as a ``float32`` pixel."""
+
 
 @dataclass(frozen=True)
 class ImageSet(Dataset[tuple[torch.Tensor, int]]):
     """Images of one size with one label each.
 
     Attributes:
-        images: (N, C, H, W), ``uint8`` in [0, 255] (as in most files) or ``float32`` in [0, 1].
+        images: (N, C, H, W), ``uint8`` in [0, 255] (as in most files), ``uint16`` in [0, 65535] or
+            ``float32`` in [0, 1].
         labels: (N,) ``int64``, indices into ``classes``.
         classes: Class names in the order of the study.
         sites: Site of each image, if the source names it (a CSV file with a site column).
+        patients: (N,) ``int64``, equal for images of the same patient, if the source names
+            patients: numbers counted in the source, so that no identifier is kept.
 
     Raises:
         ValueError: a shape, a type or a label is another than these.
@@ -32,16 +38,19 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
     labels: torch.Tensor
     classes: tuple[str, ...]
     sites: tuple[str, ...] | None = None
+    patients: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype not in (torch.uint8, torch.float32):
-            raise ValueError("images must be (N, C, H, W), uint8 or float32")
+        if self.images.ndim != 4 or self.images.dtype not in FULL_SCALE:
+            raise ValueError("images must be (N, C, H, W), uint8, uint16 or float32")
         if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
             raise ValueError("labels must be (N,) int64, one for each image")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
             self.classes
         ):
             raise ValueError("labels must be indices into classes")
+        if self.patients is not None and self.patients.shape != self.labels.shape:
+            raise ValueError("patients must be (N,), one for each image")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,16 +62,18 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
     def pixels(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """Images as ``float32`` in [0, 1], (B, C, H, W)."""
         images = self.images[indices]
-        return images.float().div_(255) if images.dtype == torch.uint8 else images
+        scale = FULL_SCALE[images.dtype]
+        return images if scale == 1 else images.float().div_(scale)
 
     def subset(self, indices: torch.Tensor) -> ImageSet:
         """The images at ``indices``, in that order."""
         sites = None if self.sites is None else tuple(self.sites[i] for i in indices.tolist())
-        return ImageSet(self.images[indices], self.labels[indices], self.classes, sites)
+        patients = None if self.patients is None else self.patients[indices]
+        return ImageSet(self.images[indices], self.labels[indices], self.classes, sites, patients)
 
     @staticmethod
     def join(parts: Sequence[ImageSet]) -> ImageSet:
-        """Several sets of the same classes and image size as one, without sites."""
+        """Several sets of the same classes and image size as one, without sites and patients."""
         dtypes = {part.images.dtype for part in parts}
         images = [part.images if len(dtypes) == 1 else part.pixels() for part in parts]
         labels = torch.cat([part.labels for part in parts])
@@ -74,6 +85,8 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
         digest.update(self.labels.reshape(-1).numpy().data)
         if self.sites is not None:
             digest.update(json.dumps(self.sites).encode())
+        if self.patients is not None:
+            digest.update(self.patients.numpy().data)
 
     def class_counts(self) -> torch.Tensor:
         """Number of images of each class, (classes,) ``int64``."""
@@ -146,7 +159,7 @@ def check_pixels(images: torch.Tensor) -> None:
     """
     if not images.numel():
         raise OneRoundError("the data set is empty.", remedy="Give at least one image.")
-    if images.dtype != torch.uint8 and not (images.min() >= 0 and images.max() <= 1):
+    if FULL_SCALE.get(images.dtype, 1) == 1 and not (images.min() >= 0 and images.max() <= 1):
         raise OneRoundError(
             f"pixels range from {images.min():.3g} to {images.max():.3g}.",
             remedy="Scale them to [0, 1]; the study's normalization is applied later.",
