@@ -73,6 +73,10 @@ def images(
     return ImageSet((pixels * 255).to(torch.uint8), labels, tuple(classes))
 
 
+def with_sites(data: ImageSet, sites: Sequence[str]) -> ImageSet:
+    return ImageSet(data.images, data.labels, data.classes, sites)
+
+
 def splits(train: int = 48, test: int = 12) -> Splits:
     return Splits(images(train, seed=1), images(12, seed=2), images(test, seed=3))
 

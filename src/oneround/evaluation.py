@@ -237,10 +237,9 @@ def _auroc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
 def _require_images(data: ImageSet, image: ImageSpec) -> None:
     if not len(data):
         raise _no_images()
-    if data.images.shape[1:] != image.shape:
+    if data.shape != image.shape:
         raise OneRoundError(
-            f"the images are {tuple(data.images.shape[1:])}, the study says {image.shape} "
-            "(channels, height, width).",
+            f"the images are {data.shape}, the study says {image.shape} (channels, height, width).",
             remedy="Read them with the image size and channels of the study.",
         )
 

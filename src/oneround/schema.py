@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
+import unicodedata
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self, TypeGuard, TypeVar, get_args
 
@@ -103,6 +105,42 @@ def _keys_beside(model: type[BaseModel], place: tuple[int | str, ...]) -> list[s
 
 def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def comparable(name: str) -> str:
+    """What two names of the same class or site have in common: names are compared by this alone.
+
+    Case, white space, the way in which a letter with an accent is stored (a Mac stores two code
+    points) and invisible characters make no difference (Unicode: NFKC, case folding).
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    visible = "".join(c for c in folded if unicodedata.category(c) != "Cf")
+    return " ".join(visible.split())
+
+
+def require_distinct(names: Iterable[str], what: str) -> None:
+    """Refuse names that cannot be told apart.
+
+    Raises:
+        ValueError: two names are the same when compared; the message shows their difference.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        key = comparable(name)
+        if key in seen:
+            same = "twice" if seen[key] == name else f"beside {visibly(seen[key])}"
+            raise ValueError(
+                f"{what} must be different from each other, not only in case, spaces or the way "
+                f"that accents are stored: {visibly(name)} is there {same}"
+            )
+        seen[key] = name
+
+
+def visibly(name: str) -> str:
+    """A name in quotes, in which letters with accents and invisible characters are spelled out
+    wherever another name could look the same."""
+    plain = unicodedata.normalize("NFC", name) == name
+    return repr(name) if plain and name.isprintable() else ascii(name)
 
 
 def parse_assignment(text: str) -> dict[str, object]:

@@ -37,6 +37,7 @@ from oneround.schema import (
     Strict,
     Text,
     parse_assignment,
+    require_distinct,
     validated,
 )
 
@@ -275,9 +276,7 @@ class Study(Strict):
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         for what in ("classes", "sites"):
-            names = getattr(self, what)
-            if len(set(names)) != len(names):
-                raise ValueError(f"{what} must be different from each other")
+            require_distinct(getattr(self, what), what)
         if self.sites and (strangers := set(self.submission.keys) - set(self.sites)):
             raise ValueError(
                 f"submission.keys: {', '.join(sorted(strangers))} is none of the sites"
@@ -331,7 +330,8 @@ class Study(Strict):
             raise OneRoundError(
                 f"the study knows no site {site!r}.",
                 file=file,
-                remedy=f"Use one of {', '.join(self.sites)}, or ask the coordinator.",
+                remedy=f"Use one of {', '.join(self.sites)}, letter for letter, or ask the "
+                "coordinator.",
             )
 
     @classmethod

@@ -43,7 +43,7 @@ def test_a_table_of_whole_folders(call: Call, workplace: Workplace, tmp_path: Pa
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
-    assert list(rows[0]) == ["image", "predicted", "p_blue", "p_green", "p_red"]
+    assert list(rows[0]) == ["image", "predicted", "p_blue", "p_green", "p_red", "error"]
     for row in rows:
         probabilities = {name: float(row[f"p_{name}"]) for name in tiny.CLASSES}
         assert row["predicted"] == max(probabilities, key=probabilities.__getitem__)
@@ -65,7 +65,7 @@ def test_classes_named_as_the_columns_are(call: Call, workplace: Workplace, tmp_
     outcome = call("predict", tmp_path, file, "--out", tmp_path / "predictions.csv", "--json")
     with (tmp_path / "predictions.csv").open(newline="") as table:
         (row,) = csv.DictReader(table)
-    assert list(row) == ["image", "predicted", "p_image", "p_predicted", 'p_p, or "q"']
+    assert list(row) == ["image", "predicted", "p_image", "p_predicted", 'p_p, or "q"', "error"]
     (content,) = outcome.json
     assert row["image"] == content["image"] == str(file)
     assert row["predicted"] == content["predicted"]

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from oneround.data.listing import list_csv, list_folder
+from oneround.data.listing import list_csv, list_folder, of_site, with_classes
 from oneround.errors import OneRoundError
 
 
@@ -38,8 +38,8 @@ def test_split_folders(tmp_path):
 
 
 def test_folder_beside_the_splits(tmp_path):
-    touch(tmp_path, "train/a/1.png", "validation/a/1.png")
-    with pytest.raises(OneRoundError, match="validation"):
+    touch(tmp_path, "train/a/1.png", "holdout/a/1.png")
+    with pytest.raises(OneRoundError, match="holdout"):
         list_folder(tmp_path)
 
 
@@ -107,7 +107,10 @@ def test_csv_needs_only_path_and_label(tmp_path):
     ("content", "reason"),
     [
         ("", "none"),
-        ("path;label\n1.png;a\n", "columns path;label"),
+        ("path|label\n1.png|a\n", r"columns path\|label"),
+        ("path,label,Path\n1.png,a,2.png\n", "two columns path"),
+        ("path,label\nx\\1.png,a\n", "line 2 has the path x.1.png, with backslashes"),
+        ("path,label,patient\n1.png,a,\n", "line 2 has no patient"),
         ("path,label\n", "lists no image"),
         ("path,label\n1.png,a\n2.png,\n", "line 3 has no label"),
         ("path,label\n1.png,a\n2.png\n", "line 3 has no label"),
@@ -127,3 +130,100 @@ def test_csv_that_is_no_text(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(OneRoundError, match="cannot be read as CSV"):
         list_csv(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "Testing"), ("Train", "Test"), ("TRAIN", "valid")]
+)
+def test_splits_under_other_names(tmp_path, train, test):
+    touch(tmp_path, f"{train}/tumor/1.png", f"{train}/none/1.png", f"{test}/tumor/2.png")
+    listing = list_folder(tmp_path)
+    assert listing.classes == ("none", "tumor")
+    assert {f.split for f in listing.files} == {"train", "val" if test == "valid" else "test"}
+
+
+@pytest.mark.parametrize("names", [("chest/train/a/1.png",), ("a/train/1.png", "b/test/1.png")])
+def test_splits_below_class_folders_are_refused(tmp_path, names):
+    touch(tmp_path, *names)
+    with pytest.raises(OneRoundError, match="this would be a class folder") as caught:
+        list_folder(tmp_path)
+    assert caught.value.file in (str(tmp_path / "chest"), str(tmp_path / "a"))
+
+
+def test_images_beside_the_class_folders_are_told(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/2.png", "3.JPG", "notes.txt", "train/a/Thumbs.db")
+    listing = list_folder(tmp_path)
+    assert len(listing.files) == 1
+    (line,) = listing.notices
+    assert line == f"2 file(s) outside of class folders are not read; the first: {tmp_path}/3.JPG"
+
+
+FORMS = {
+    "space": "path, label\n1.png, a\n2.png, b\n",
+    "capitals": "Path,Label\n1.png,a\n2.png,b\n",
+    "semicolon": "path;label\n1.png;a\n2.png;b\n",
+    "tab": "path\tlabel\n1.png\ta\n2.png\tb\n",
+    "other columns": "note,path,label\n;,1.png,a\n\n,2.png,b\n",
+    "quotes": '"path","label"\r\n"1.png","a"\r\n"2.png","b"\r\n',
+}
+
+
+@pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
+def test_csv_as_people_have_it(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    files = list_csv(tmp_path / "list.csv").files
+    assert [(f.path.name, f.label) for f in files] == [("1.png", "a"), ("2.png", "b")]
+
+
+def test_backslashes_are_read_where_there_is_such_a_file(tmp_path):
+    touch(tmp_path, "x/1.png")
+    (tmp_path / "list.csv").write_text("path,label\nx\\1.png,a\n")
+    assert list_csv(tmp_path / "list.csv").files[0].path == tmp_path / "x" / "1.png"
+
+
+@pytest.mark.parametrize("header", ["patient", "Patient_ID", "PatientID", "patient id"])
+def test_patients(tmp_path, header):
+    (tmp_path / "list.csv").write_text(f"path,label,{header}\n1.png,a,p7\n2.png,b,p7\n")
+    assert [f.patient for f in list_csv(tmp_path / "list.csv").files] == ["p7", "p7"]
+
+
+def listed(tmp_path, *labels, sites=()):
+    rows = zip(labels, sites or ["x"] * len(labels), strict=True)
+    lines = "".join(f"{i}.png,{label},{site}\n" for i, (label, site) in enumerate(rows))
+    (tmp_path / "list.csv").write_text(f"path,label,site\n{lines}", "utf-8")
+    return list_csv(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("label", ["b\u00e9nin", "be\u0301nin", " B\u00c9NIN", "b\u00e9\u200bnin"])
+def test_one_class_however_it_is_written(tmp_path, label):
+    classes = ("b\u00e9nin", "malin")
+    found = with_classes(listed(tmp_path, label, "Malin"), classes, tmp_path)
+    assert [f.label for f in found.files] == list(classes)
+    assert found.classes == classes
+
+
+def test_classes_that_look_the_same_are_refused(tmp_path):
+    for two in (("b\u00e9nin", "be\u0301nin"), ("Normal", "NORMAL"), ("no  sign", "no sign")):
+        with pytest.raises(OneRoundError, match="must be different from each other") as caught:
+            with_classes(listed(tmp_path, *two), None, tmp_path)
+        assert len({part for part in caught.value.reason.split("'") if part.strip()}) > 3
+    assert "e\\u0301" in ascii(caught.value.reason) or "no  sign" in caught.value.reason
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", "N/A", "null", "<NA>"])
+def test_a_missing_label_is_no_class(tmp_path, label):
+    with pytest.raises(OneRoundError, match="stands for a missing label") as caught:
+        with_classes(listed(tmp_path, "a", label), None, tmp_path)
+    assert caught.value.file == str(tmp_path / "1.png")
+    found = with_classes(listed(tmp_path, "a", "na"), ("a", "NA"), tmp_path)
+    assert found.files[1].label == "NA", "a study may have such a class"
+
+
+def test_rows_of_one_site(tmp_path):
+    listing = listed(tmp_path, "a", "b", "a", sites=["north", "south", "north"])
+    assert [f.path.name for f in of_site(listing, "North", tmp_path).files] == ["0.png", "2.png"]
+    with pytest.raises(OneRoundError, match="no image of 'west'") as caught:
+        of_site(listing, "west", tmp_path)
+    assert "north, south" in caught.value.remedy
+    with pytest.raises(OneRoundError, match="sites must be different"):
+        listed(tmp_path, "a", "b", sites=["north", "North"])

@@ -73,6 +73,22 @@ def test_given_classes_that_do_not_fit(tmp_path):
         read_splits(path, image=GRAY, classes=["ill", "normal"])
 
 
+def test_names_are_compared_without_case_and_spaces(tmp_path):
+    path, arrays = write_npz(tmp_path / "pneumoniamnist.npz")
+    labels = torch.from_numpy(arrays["train_labels"][:, 0].astype(np.int64))
+    splits = read_splits(path, image=GRAY, classes=["PNEUMONIA", " Normal"])
+    assert torch.equal(splits.train.labels, 1 - labels)
+    assert splits.skipped == ()
+
+
+def test_names_taken_in_order_are_told(tmp_path):
+    path, _ = write_npz(tmp_path / "pneumoniamnist.npz")
+    (line,) = read_splits(path, image=GRAY, classes=["healthy", "ill"]).skipped
+    assert "taken in order: normal is healthy; pneumonia is ill" in line
+    own, _ = write_npz(tmp_path / "own.npz")
+    assert read_splits(own, image=GRAY, classes=["healthy", "ill"]).skipped == ()
+
+
 def test_unnamed_file_may_lack_the_last_class(tmp_path):
     path, _ = write_npz(tmp_path / "own.npz")
     train = read_splits(path, image=GRAY, classes=["a", "b", "c"]).train

@@ -151,7 +151,7 @@ def test_sites_that_keep_their_counts(tmp_path: Path) -> None:
 def test_a_class_that_a_site_does_not_have_is_noted(tmp_path: Path) -> None:
     names = tuple("north" if label else "south" for label in tiny.images(48).labels.tolist())
     data = tiny.splits()
-    splits = replace(data, train=replace(data.train, sites=names), val=None)
+    splits = replace(data, train=tiny.with_sites(data.train, names), val=None)
     results = run(
         tmp_path, splits, partition="site", method=methods.get("fedavg"),
         options=methods.get("fedavg").resolve(),
@@ -195,7 +195,7 @@ def test_partition_by_the_site_column() -> None:
     val_sites = ("b",) * 12
     assert data.val is not None
     splits = replace(
-        data, train=replace(data.train, sites=sites), val=replace(data.val, sites=val_sites)
+        data, train=tiny.with_sites(data.train, sites), val=tiny.with_sites(data.val, val_sites)
     )
     parts = parts_of("site", data=splits)
     assert list(parts) == ["a", "b"]
@@ -207,7 +207,7 @@ def test_partition_by_the_site_column() -> None:
 @pytest.mark.parametrize("name", ["../../elsewhere", "a/b", ""])
 def test_a_site_column_cannot_name_other_folders(tmp_path: Path, name: str) -> None:
     data = tiny.splits()
-    splits = replace(data, train=replace(data.train, sites=(name,) * 48))
+    splits = replace(data, train=tiny.with_sites(data.train, (name,) * 48))
     with pytest.raises(OneRoundError, match="cannot be the name of a site") as caught:
         run(tmp_path / "a" / "run", splits, partition="site")
     assert caught.value.remedy

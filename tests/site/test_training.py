@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,18 @@ from oneround.site import training
 from oneround.site.training import class_weights, train_client
 from oneround.study import ArchitectureSpec, Study
 from oneround.submission import read_submission
-from tests.tiny import IMAGE, RESNET, STUDY, TRAINING, equal, images, interrupted, network, seeded
+from tests.tiny import (
+    IMAGE,
+    RESNET,
+    STUDY,
+    TRAINING,
+    equal,
+    images,
+    interrupted,
+    network,
+    seeded,
+    with_sites,
+)
 
 
 def study_with(**changes: Any) -> Study:
@@ -100,12 +110,12 @@ def test_interrupted_and_resumed_is_bit_equal(
 
 
 def inverted(data: ImageSet) -> ImageSet:
-    return replace(data, images=255 - data.images)
+    return ImageSet(255 - data.images, data.labels, data.classes)
 
 
 def swapped(data: ImageSet) -> ImageSet:
     """Other labels, as many of each."""
-    return replace(data, labels=data.labels.flip(0))
+    return ImageSet(data.images, data.labels.flip(0), data.classes)
 
 
 def test_refuses_the_checkpoint_of_another_training(tmp_path: Path) -> None:
@@ -144,11 +154,10 @@ def test_one_image_that_shrinks_to_one_pixel(stem: str, side: int, enough: bool)
     if enough:
         assert train_client(study, "north", images(1, image=image)).images == 1
         return
-    for count in (1, 2):  # one of two is held out for validation
-        with pytest.raises(OneRoundError, match="one training image is too few") as caught:
-            train_client(study, "north", images(count, image=image))
-        assert "more images" in caught.value.remedy
-    assert train_client(study, "north", images(3, image=image)).images == 2
+    with pytest.raises(OneRoundError, match="one training image is too few") as caught:
+        train_client(study, "north", images(1, image=image))
+    assert "more images" in caught.value.remedy
+    assert train_client(study, "north", images(3, image=image)).images == 3, "one of each class"
 
 
 def test_other_errors_of_a_users_network_are_not_hidden() -> None:
@@ -314,3 +323,36 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
     with pytest.raises(OneRoundError, match="another version") as caught:
         train_client(STUDY, "north", images(12), stage=stage)
     assert "checkpoint.pt" in str(caught.value)
+
+
+def test_images_of_other_sites_are_refused() -> None:
+    data = with_sites(images(6), ["north", "North", "south"] * 2)
+    with pytest.raises(OneRoundError, match="images of other sites than north: south") as caught:
+        train_client(STUDY, "north", data)
+    assert "site='north'" in caught.value.remedy
+    own = data.subset(torch.tensor([0, 1, 3, 4]))
+    assert train_client(STUDY, "north", own).images + 2 >= 4
+
+
+def test_what_the_validation_images_lack_is_told() -> None:
+    data = images(24)
+    rare = data.subset(torch.cat([torch.nonzero(data.labels != 1).flatten(), torch.tensor([1])]))
+    client = train_client(STUDY, "north", rare)
+    assert client.class_counts[1] == 1, "the only image of a class is trained on"
+    assert client.held_out == 3
+    assert client.notes == ("no validation image of green",)
+
+
+def test_without_an_image_to_hold_out_there_is_no_validation() -> None:
+    client = train_client(STUDY, "north", images(3))
+    assert (client.images, client.held_out, client.training.validation) == (3, 0, {})
+    assert "no image could be held out" in client.notes[0]
+
+
+def test_patients_stay_together_in_the_validation_split() -> None:
+    data = images(24)
+    patients = torch.arange(24) // 4
+    grouped = ImageSet(data.images, data.labels, data.classes, patients=patients)
+    client = train_client(STUDY, "north", grouped)
+    assert client.held_out % 4 == 0
+    assert client.notes == ()

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from oneround import signing
 from oneround.coordinator.results import Models
+from oneround.data import Splits
 from oneround.evaluation import Metrics
 from oneround.report import units
 from oneround.runs.callbacks import Callback
@@ -27,6 +28,7 @@ from oneround.runs.device import Device
 
 out = Console()
 err = Console(stderr=True)
+MOST_SKIPPED = 20  # lines about unreadable images on a terminal
 
 StudyFile = Annotated[Path, typer.Argument(help="Study, a TOML file.", show_default=False)]
 SignedBy = Annotated[
@@ -56,6 +58,15 @@ DataPath = Annotated[
 Download = Annotated[bool, typer.Option(help="Download the data set that --data names.")]
 MaxSkipped = Annotated[
     float, typer.Option(min=0, max=1, help="Largest share of unreadable images that are skipped.")
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Folder to keep the converted images in, so that they need not fit into memory and "
+        "are not read again; it stays here.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceName = Annotated[Device, typer.Option("--device", help="Device: auto, cpu, cuda or mps.")]
@@ -108,15 +119,17 @@ def print_json(content: object) -> None:
     typer.echo(json.dumps(content, indent=1))
 
 
-def warn_skipped(skipped: Iterable[str]) -> None:
-    """Print on standard error which images were skipped."""
-    lines = list(skipped)
-    if lines:
-        say(f"{len(lines)} image(s) could not be read and were skipped:", "yellow", err)
-        for line in lines[:20]:
+def warn_skipped(splits: Splits) -> None:
+    """Print on standard error which images were skipped, and what looks wrong in the others."""
+    unreadable = splits.skipped[: splits.unreadable]
+    if unreadable:
+        say(f"{len(unreadable)} image(s) could not be read and were skipped:", "yellow", err)
+        for line in unreadable[:MOST_SKIPPED]:
             say(f"  {line}", console=err)
-        if len(lines) > 20:
-            say(f"  … and {len(lines) - 20} more", console=err)
+        if more := unreadable[MOST_SKIPPED:]:
+            say(f"  … and {len(more)} more; --json lists all", console=err)
+    for line in splits.skipped[splits.unreadable :]:
+        say(f"look: {line}", "yellow", err)
 
 
 def plain_table(first: str, columns: Iterable[str], title: str = "") -> Table:
@@ -214,6 +227,6 @@ class ProgressBars(Callback, AbstractContextManager["ProgressBars"]):
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)
             self._bars.update(self._tasks[stage], completed=done, total=total, note=note)
-        elif done == total or time.monotonic() - self._last > 10:
+        elif done == total or (done == 0 and note) or time.monotonic() - self._last > 10:
             self._last = time.monotonic()
             say(f"{stage} {done}/{total} {note}", console=err)

@@ -12,10 +12,12 @@ from rich.table import Table
 from oneround import evaluation
 from oneround.cli.console import (
     AsJson,
+    CacheFolder,
     DataPath,
     DeviceName,
     Download,
     MaxSkipped,
+    ProgressBars,
     Threads,
     out,
     passphrase_of,
@@ -76,6 +78,7 @@ def evaluate(
     ] = "auto",
     max_skipped: MaxSkipped = 0.05,
     download: Download = False,
+    cache: CacheFolder = None,
     device: DeviceName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -92,14 +95,18 @@ def evaluate(
     _require_all_or_none(study_file, site, file, own, key)
     fabric = fabric_for(device, threads)
     loaded = load_model(model_file)
-    splits = read_splits(
-        data,
-        image=loaded.task.image,
-        classes=loaded.task.classes,
-        max_skipped=max_skipped,
-        download=download,
-    )
-    warn_skipped(splits.skipped)
+    with ProgressBars() as bars:
+        splits = read_splits(
+            data,
+            image=loaded.task.image,
+            classes=loaded.task.classes,
+            site=site,
+            max_skipped=max_skipped,
+            download=download,
+            cache=cache,
+            on_progress=bars.on_progress,
+        )
+    warn_skipped(splits)
     name, images = chosen_split(splits, split, data)
     if study_file and site and file:
         study = Study.read(study_file)

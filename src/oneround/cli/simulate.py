@@ -11,6 +11,7 @@ from oneround import methods
 from oneround.cli.console import (
     Architectures,
     AsJson,
+    CacheFolder,
     DataPath,
     DeviceName,
     Download,
@@ -65,6 +66,7 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     max_skipped: MaxSkipped = 0.05,
     download: Download = False,
+    cache: CacheFolder = None,
     device: DeviceName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -78,17 +80,20 @@ def simulate(
     --out run`
     """
     of_training = [c for c in changes or [] if c.startswith("training.")]
-    splits, study = prepare(
-        data,
-        size=size,
-        architectures=[ArchitectureSpec.parse(text) for text in architecture or []],
-        preset_name=preset_name,
-        training=[*of_training, *([f"training.epochs={local_epochs}"] if local_epochs else [])],
-        seed=seed,
-        max_skipped=max_skipped,
-        download=download,
-    )
-    warn_skipped(splits.skipped)
+    with ProgressBars() as bars:
+        splits, study = prepare(
+            data,
+            size=size,
+            architectures=[ArchitectureSpec.parse(text) for text in architecture or []],
+            preset_name=preset_name,
+            training=[*of_training, *([f"training.epochs={local_epochs}"] if local_epochs else [])],
+            seed=seed,
+            max_skipped=max_skipped,
+            download=download,
+            cache=cache,
+            on_progress=bars.on_progress,
+        )
+    warn_skipped(splits)
     chosen = methods.get(method)
     options = chosen.resolve(preset_name, [c for c in changes or [] if c not in of_training])
     run_and_show(

@@ -10,6 +10,7 @@ import typer
 from oneround.cli.console import (
     Architectures,
     AsJson,
+    CacheFolder,
     DataPath,
     DeviceName,
     Download,
@@ -42,6 +43,7 @@ def train(
     architecture: Architectures = None,
     max_skipped: MaxSkipped = 0.05,
     download: Download = False,
+    cache: CacheFolder = None,
     device: DeviceName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -56,10 +58,18 @@ def train(
     """
     study = Study.read(study_file, signed_by=signed_by)
     study.require_site(site, study_file)
-    splits = read_splits(
-        data, image=study.image, classes=study.classes, max_skipped=max_skipped, download=download
-    )
-    warn_skipped(splits.skipped)
+    with ProgressBars() as bars:
+        splits = read_splits(
+            data,
+            image=study.image,
+            classes=study.classes,
+            site=site,
+            max_skipped=max_skipped,
+            download=download,
+            cache=cache,
+            on_progress=bars.on_progress,
+        )
+    warn_skipped(splits)
     if not len(splits.train):
         raise OneRoundError(
             "there is no training image.", file=data, remedy="Give images in the train split."
@@ -83,6 +93,8 @@ def train(
                 "bytes": file.stat().st_size,
                 "contact_sheet": str(sheet),
                 "skipped": list(splits.skipped),
+                "held_out": made.client.held_out,
+                "notes": list(made.client.notes),
                 "cost": made.cost.model_dump(),
                 "manifest": manifest.model_dump(mode="json"),
             }
@@ -93,7 +105,9 @@ def train(
     ready = "look at it, then seal it" if to_seal else "ready to submit"
     say(f"{file} ({file.stat().st_size:,} bytes) is written: {ready}", "bold")
     say(f"  trained on     {client.images} images; best epoch {client.training.best_epoch}")
-    say(f"  own validation {validation}")
+    say(f"  own validation {validation or 'none'} ({client.held_out} images)")
+    for note in client.notes:
+        say(f"                 {note}", "yellow")
     if (steps := training_steps(client.images, study.training)) < FEW_STEPS:
         say(
             f"  few steps      {steps}: ask for more epochs, or a larger min_steps_per_epoch, "

@@ -1,4 +1,4 @@
-"""Labeled images in memory: what every reader returns and everything else accepts."""
+"""Labeled images: what every reader returns and everything else accepts."""
 
 from __future__ import annotations
 
@@ -11,45 +11,53 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from oneround.data.store import FULL_SCALE, DiskPixels
 from oneround.errors import OneRoundError
 
-FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
-"""Types of stored pixels, and the value that is 1 as a ``float32`` pixel."""
+AT_ONCE = 1024
+"""Images that are looked at together where all of a set are."""
 
 
-@dataclass(frozen=True)
 class ImageSet(Dataset[tuple[torch.Tensor, int]]):
-    """Images of one size with one label each.
+    """Images of one size with one label each, in memory or on disk; it does not change.
 
-    Attributes:
+    Args:
         images: (N, C, H, W), ``uint8`` in [0, 255] (as in most files), ``uint16`` in [0, 65535] or
-            ``float32`` in [0, 1].
+            ``float32`` in [0, 1]; or pixels on disk.
         labels: (N,) ``int64``, indices into ``classes``.
         classes: Class names in the order of the study.
         sites: Site of each image, if the source names it (a CSV file with a site column).
         patients: (N,) ``int64``, equal for images of the same patient, if the source names
             patients: numbers counted in the source, so that no identifier is kept.
+        rows: (N,) ``int64``: which of ``images`` belong to the set, in this order; ``None``: all.
+            So a part of a set needs no copy of its images.
 
     Raises:
         ValueError: a shape, a type or a label is another than these.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    classes: tuple[str, ...]
-    sites: tuple[str, ...] | None = None
-    patients: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype not in FULL_SCALE:
+    def __init__(
+        self,
+        images: torch.Tensor | DiskPixels,
+        labels: torch.Tensor,
+        classes: Sequence[str],
+        sites: Sequence[str] | None = None,
+        patients: torch.Tensor | None = None,
+        *,
+        rows: torch.Tensor | None = None,
+    ) -> None:
+        self._stored, self._rows = images, rows
+        self.labels, self.classes = labels, tuple(classes)
+        self.sites = None if sites is None else tuple(sites)
+        self.patients = patients
+        if len(images.shape) != 4 or images.dtype not in FULL_SCALE:
             raise ValueError("images must be (N, C, H, W), uint8, uint16 or float32")
-        if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
+        count = len(images) if rows is None else len(rows)
+        if labels.shape != (count,) or labels.dtype != torch.int64:
             raise ValueError("labels must be (N,) int64, one for each image")
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
-            self.classes
-        ):
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
             raise ValueError("labels must be indices into classes")
-        if self.patients is not None and self.patients.shape != self.labels.shape:
+        if patients is not None and patients.shape != labels.shape:
             raise ValueError("patients must be (N,), one for each image")
 
     def __len__(self) -> int:
@@ -59,34 +67,72 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
         """One image, (C, H, W) ``float32`` in [0, 1], and its label."""
         return self.pixels(torch.tensor([index]))[0], int(self.labels[index])
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return tuple(self._stored.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the pixels as they are stored."""
+        return self._stored.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images of this set as they are stored."""
+        return len(self) * self.dtype.itemsize * int(torch.Size(self.shape).numel())
+
+    @property
+    def images(self) -> torch.Tensor:
+        """All images as they are stored, (N, C, H, W); a copy if this is a part of another set."""
+        return self.stored()
+
+    def stored(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Images in the type that they are stored in, (B, C, H, W)."""
+        return self._stored[indices if self._rows is None else self._rows[indices]]
+
     def pixels(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """Images as ``float32`` in [0, 1], (B, C, H, W)."""
-        images = self.images[indices]
+        images = self.stored(indices)
         scale = FULL_SCALE[images.dtype]
         return images if scale == 1 else images.float().div_(scale)
 
     def subset(self, indices: torch.Tensor) -> ImageSet:
-        """The images at ``indices``, in that order."""
+        """The images at ``indices``, in that order; none is copied."""
         sites = None if self.sites is None else tuple(self.sites[i] for i in indices.tolist())
         patients = None if self.patients is None else self.patients[indices]
-        return ImageSet(self.images[indices], self.labels[indices], self.classes, sites, patients)
+        rows = indices if self._rows is None else self._rows[indices]
+        return ImageSet(
+            self._stored, self.labels[indices], self.classes, sites, patients, rows=rows
+        )
 
     @staticmethod
     def join(parts: Sequence[ImageSet]) -> ImageSet:
-        """Several sets of the same classes and image size as one, without sites and patients."""
-        dtypes = {part.images.dtype for part in parts}
-        images = [part.images if len(dtypes) == 1 else part.pixels() for part in parts]
+        """Several sets of the same classes and image size as one, in memory, without sites and
+        patients."""
+        same = len({part.dtype for part in parts}) == 1
+        images = [part.stored() if same else part.pixels() for part in parts]
         labels = torch.cat([part.labels for part in parts])
         return ImageSet(torch.cat(images), labels, parts[0].classes)
 
     def feed(self, digest: hashlib._Hash) -> None:
         """Update ``digest`` with everything that distinguishes this set from another."""
-        digest.update(self.images.reshape(-1).numpy().data)
+        for start in range(0, len(self), AT_ONCE):
+            images = self.stored(slice(start, start + AT_ONCE)).contiguous()
+            digest.update(images.reshape(-1).numpy().data)
         digest.update(self.labels.reshape(-1).numpy().data)
         if self.sites is not None:
             digest.update(json.dumps(self.sites).encode())
         if self.patients is not None:
-            digest.update(self.patients.numpy().data)
+            digest.update(self.patients.contiguous().numpy().data)
+
+    def fingerprints(self) -> list[bytes]:
+        """A hash of the pixels of each image (BLAKE2b, 16 bytes): equal for equal images."""
+        found = []
+        for start in range(0, len(self), AT_ONCE):
+            images = self.stored(slice(start, start + AT_ONCE)).contiguous().numpy()
+            found += [hashlib.blake2b(image.data, digest_size=16).digest() for image in images]
+        return found
 
     def class_counts(self) -> torch.Tensor:
         """Number of images of each class, (classes,) ``int64``."""
@@ -101,13 +147,16 @@ class Splits:
         train: Training images.
         val: The site's own validation images; ``None``: they are split off from ``train``.
         test: Held-out images, used only to report.
-        skipped: Path and reason for each file that could not be read, one line each.
+        skipped: What the site should look at: path and reason for each file that could not be read,
+            one line each, and then a line for each thing that looks wrong in files that were read.
+        unreadable: Number of files that could not be read, the first lines of ``skipped``.
     """
 
     train: ImageSet
     val: ImageSet | None = None
     test: ImageSet | None = None
     skipped: tuple[str, ...] = ()
+    unreadable: int = 0
 
 
 Images = ImageSet | Dataset[tuple[torch.Tensor, int]] | DataLoader[Any]

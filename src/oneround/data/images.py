@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,21 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
 SUPPORTED = "Supported are PNG, JPEG, TIFF, BMP and DICOM images with one frame."
 
 
+@dataclass(frozen=True)
+class Original:
+    """Images of one file in their own size, and what there is to know of it."""
+
+    frames: torch.Tensor
+    patient: str | None = None
+    notices: tuple[str, ...] = ()
+    top: float | None = None
+
+
+def read_file(path: str | os.PathLike[str], image: ImageSpec | None = None) -> Original:
+    """The images of a file."""
+    return Original(read_original(path)[None])
+
+
 def read_image(path: str | os.PathLike[str], image: ImageSpec) -> torch.Tensor:
     """Pixels of one image file, (C, H, W) = ``image.shape``, ``float32`` in [0, 1].
 
@@ -28,6 +44,12 @@ def read_image(path: str | os.PathLike[str], image: ImageSpec) -> torch.Tensor:
         OneRoundError: the file is missing, empty, corrupt or not a supported image.
     """
     pixels = fit(read_original(path)[None], image)[0]
+    return pixels.float().div(255) if pixels.dtype == torch.uint8 else pixels
+
+
+def read_images(path: str | os.PathLike[str], image: ImageSpec) -> torch.Tensor:
+    """Pixels of all images in one file, (F, C, H, W), ``float32`` in [0, 1]."""
+    pixels = fit(read_file(path, image).frames, image)
     return pixels.float().div(255) if pixels.dtype == torch.uint8 else pixels
 
 

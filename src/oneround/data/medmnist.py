@@ -7,25 +7,32 @@ with one label per image. One name is shortened: "immature granulocytes" continu
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pooch
 import torch
 
+from oneround.data import cache as caches
 from oneround.data.image_set import ImageSet, Splits
 from oneround.data.images import fit
 from oneround.data.listing import SPLITS
+from oneround.data.store import MOST_OF_MEMORY, MemoryStore, free_memory, not_enough
 from oneround.errors import OneRoundError
+from oneround.schema import comparable
 from oneround.study import ImageSpec
 
-Arrays = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-"""Images, (N, C, H, W) ``uint8``, and labels, (N,) ``int64``, by split."""
+Arrays = Mapping[str, tuple["Pixels", torch.Tensor]]
+"""Images and labels, (N,) ``int64``, by split."""
 
 URL = "https://zenodo.org/records/10519652/files/{name}.npz"
 ORGANS = (
@@ -177,28 +184,83 @@ def fetch(name: str, download: bool) -> Path:
     return Path(file)
 
 
-def read_medmnist(path: Path, *, image: ImageSpec, classes: Sequence[str] | None) -> Splits:
+def read_medmnist(
+    path: Path, *, image: ImageSpec, classes: Sequence[str] | None, cache: Path | None = None
+) -> Splits:
     """Read a ``.npz`` file; see :func:`oneround.data.read_splits`.
 
     Raises:
-        OneRoundError: the file is not in MedMNIST's format, has several labels per image, or its
-            labels do not match ``classes``.
+        OneRoundError: the file is not in MedMNIST's format, has several labels per image, its
+            labels do not match ``classes``, or its images do not fit into memory.
     """
     arrays = load_arrays(path)
     own_names = class_names(path, arrays)
     names = own_names if classes is None else tuple(classes)
-    index = _label_map(path, own_names, names)
-
-    def image_set(split: str) -> ImageSet | None:
-        if split not in arrays:
-            return None
-        images, labels = arrays[split]
-        fitted = torch.cat([fit(chunk, image) for chunk in torch.split(images, 1024)])
-        return ImageSet(fitted, index[labels], names)
-
-    train, val, test = (image_set(split) for split in SPLITS)
+    index, told = _label_map(path, own_names, names)
+    sets: dict[str, ImageSet] = {}
+    for split, (pixels, labels) in arrays.items():
+        with _readable(path):
+            sets[split] = _image_set(pixels, index[labels], names, image, cache)
     empty = ImageSet(torch.empty((0, *image.shape), dtype=torch.uint8), index[:0], names)
-    return Splits(train or empty, val, test)
+    return Splits(sets.get("train", empty), sets.get("val"), sets.get("test"), told)
+
+
+def _image_set(
+    pixels: Pixels, labels: torch.Tensor, names: Sequence[str], image: ImageSpec, cache: Path | None
+) -> ImageSet:
+    """Images of one split, fitted part by part."""
+    needed = pixels.shape[0] * math.prod(image.shape)
+    if cache is None and needed > MOST_OF_MEMORY * (free := free_memory()):
+        raise not_enough(needed, free)
+    fitted = (fit(part, image) for part in pixels.parts())
+    if cache is None:
+        memory = MemoryStore(pixels.shape[0], image.shape, torch.uint8)
+        for part in fitted:
+            memory.append(part)
+        return ImageSet(memory.pixels(), labels, names)
+    with caches.opened(cache, image, torch.uint8) as kept:
+        key = kept.key(pixels.path, pixels.name)
+        entry = kept.find(key) or kept.keep(key, fitted)
+        kept.add(entry)
+        rows = torch.arange(entry.row, entry.row + entry.frames)
+        return ImageSet(kept.pixels(), labels, names, rows=rows)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The images of one split in a file, not yet read.
+
+    Attributes:
+        path: The ``.npz`` file.
+        name: Name of the array in it.
+        shape: (N, H, W) or (N, H, W, 3).
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def of_one(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return ((*self.shape, 1)[3], *self.shape[1:3])
+
+    def parts(self, size: int = 1024) -> Iterator[torch.Tensor]:
+        """The images, (B, C, H, W) ``uint8``, ``size`` at a time, so that only these are in memory.
+
+        Raises:
+            ValueError: the file ends too early, or the order of its values is not that of rows.
+        """
+        channels, each = self.of_one[0], math.prod(self.shape[1:])
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
+            _npy_header(file)
+            for start in range(0, self.shape[0], size):
+                count = min(size, self.shape[0] - start)
+                content = file.read(count * each)
+                if len(content) != count * each:
+                    raise ValueError(f"{self.name} ends too early")
+                rows = np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:3], channels)
+                yield torch.from_numpy(np.array(rows.transpose(0, 3, 1, 2), order="C"))
 
 
 def load_arrays(path: Path) -> Arrays:
@@ -207,16 +269,29 @@ def load_arrays(path: Path) -> Arrays:
     Raises:
         OneRoundError: the file is not in MedMNIST's format or has several labels per image.
     """
-    remedy = "Use a 2-D MedMNIST file with one label per image; download it again if damaged."
-    try:
+    with _readable(path):
         if not zipfile.is_zipfile(path):
             raise ValueError("it is not an npz archive")
         with np.load(path, allow_pickle=False) as file:
+            names = [split for split in SPLITS if f"{split}_images" in file]
             arrays = {
-                split: _validated(file[f"{split}_images"], file[f"{split}_labels"])
-                for split in SPLITS
-                if f"{split}_images" in file
+                split: (_pixels(path, f"{split}_images"), _labels(file[f"{split}_labels"]))
+                for split in names
             }
+        for pixels, labels in arrays.values():
+            if len(labels) != pixels.shape[0]:
+                raise ValueError("there must be one label for each image, counted from 0")
+        arrays = {split: pair for split, pair in arrays.items() if len(pair[1])}
+        if not arrays:
+            raise ValueError("there are no images in it")
+    return arrays
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise :class:`OneRoundError` in place of what is raised while a damaged file is read."""
+    try:
+        yield
     except (
         OSError,
         ValueError,
@@ -227,11 +302,12 @@ def load_arrays(path: Path) -> Arrays:
         zlib.error,
     ) as e:
         reason = str(e.args[0] if isinstance(e, KeyError) else e).splitlines()[0]
-        raise OneRoundError(f"not a MedMNIST file: {reason}.", file=path, remedy=remedy) from e
-    arrays = {split: pair for split, pair in arrays.items() if len(pair[1])}
-    if not arrays:
-        raise OneRoundError("there are no images in it.", file=path, remedy=remedy)
-    return arrays
+        raise OneRoundError(
+            f"not a MedMNIST file: {reason}.",
+            file=path,
+            remedy="Use a 2-D MedMNIST file with one label per image; download it again if "
+            "damaged.",
+        ) from e
 
 
 def class_names(path: Path, arrays: Arrays) -> tuple[str, ...]:
@@ -253,29 +329,49 @@ def class_names(path: Path, arrays: Arrays) -> tuple[str, ...]:
     return known
 
 
-def _validated(
-    images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _pixels(path: Path, name: str) -> Pixels:
+    """The images of one split, from the header of their array."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        shape, in_rows, dtype = _npy_header(file)
+    if dtype != np.uint8 or len(shape) not in (3, 4) or (*shape, 1)[3] not in (1, 3):
+        raise ValueError(
+            f"images of shape {shape} and type {dtype} are not 2-D, gray or color, and 8-bit"
+        )
+    if not in_rows:
+        raise ValueError(f"the values of {name} are stored column by column")
+    return Pixels(path, name, shape)
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the values are stored row by row, and type of an array in NumPy's format."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+        version, np.lib.format.read_array_header_2_0
+    )
+    shape, by_columns, dtype = read(file)
+    return shape, not by_columns or len(shape) < 2, dtype
+
+
+def _labels(labels: npt.NDArray[np.generic]) -> torch.Tensor:
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise ValueError(f"it has {labels.shape[1]} labels per image, and one is needed")
     labels = labels.reshape(-1)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(
-            f"images of shape {images.shape} and type {images.dtype} are not 2-D, gray or color, "
-            "and 8-bit"
-        )
-    if len(labels) != len(images) or labels.dtype.kind not in "ui" or labels.min(initial=0) < 0:
+    if labels.dtype.kind not in "ui" or labels.min(initial=0) < 0:
         raise ValueError("there must be one label for each image, counted from 0")
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    return pixels, torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(labels.astype(np.int64))
 
 
-def _label_map(path: Path, own: tuple[str, ...], classes: tuple[str, ...]) -> torch.Tensor:
-    """Index in ``classes`` of each label of the file, by name if the names are the same."""
-    if set(own) == set(classes):
-        return torch.tensor([classes.index(name) for name in own])
+def _label_map(
+    path: Path, own: tuple[str, ...], classes: tuple[str, ...]
+) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Index in ``classes`` of each label of the file, by name if the names are the same, and a line
+    for the user if it is by position though the names differ.
+
+    Names are compared as :func:`oneround.schema.comparable` does.
+    """
+    mine, theirs = [comparable(name) for name in own], [comparable(name) for name in classes]
+    if set(mine) == set(theirs):
+        return torch.tensor([theirs.index(name) for name in mine]), ()
     unnamed = own == tuple(str(label) for label in range(len(own)))
     if len(own) > len(classes) or (len(own) < len(classes) and not unnamed):
         raise OneRoundError(
@@ -283,11 +379,13 @@ def _label_map(path: Path, own: tuple[str, ...], classes: tuple[str, ...]) -> to
             file=path,
             remedy=f"Its classes are {', '.join(own)}.",
         )
-    moved = [name for i, name in enumerate(own) if name in classes and classes[i] != name]
+    moved = [own[i] for i, name in enumerate(mine) if name in theirs and theirs[i] != name]
     if moved:
         raise OneRoundError(
             f"the study lists {', '.join(moved)} in another place, and other names differ.",
             file=path,
             remedy=f"Use the names {', '.join(own)}, in any order.",
         )
-    return torch.arange(len(own))
+    pairs = [f"{a} is {b}" for a, b in zip(own, classes, strict=False) if a != b]
+    line = f"{path}: its names differ from the study's and are taken in order: {'; '.join(pairs)}"
+    return torch.arange(len(own)), () if unnamed else (line,)

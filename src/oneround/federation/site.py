@@ -93,7 +93,7 @@ class Site(Strict):
 
     def images(self, study: Study) -> Splits:
         """The images of this site."""
-        splits = read_splits(self.data, image=study.image, classes=study.classes)
+        splits = read_splits(self.data, image=study.image, classes=study.classes, site=self.site)
         for skipped in splits.skipped:
             log.warning("left out: %s", skipped)
         return splits

@@ -44,5 +44,5 @@ def centralized(ensemble: Ensemble, run: Run, options: Options) -> Model:
         ImageSet.join(val) if val else None,
         stage=run.stage(NAME),
     )
-    sent = train.images.nbytes + sum(part.images.nbytes for part in val)
+    sent = train.nbytes + sum(part.nbytes for part in val)
     return Model(client.model, ensemble.task, (client.architecture,), bytes_sent=sent)

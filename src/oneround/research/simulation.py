@@ -31,7 +31,7 @@ from oneround.evaluation import evaluate
 from oneround.methods import Method, SimulatedSites
 from oneround.model_file import Model
 from oneround.models.ensemble import RULES, Ensemble, Rule, average
-from oneround.runs.callbacks import Callback, progress_of
+from oneround.runs.callbacks import Callback, Progress, progress_of, silent
 from oneround.runs.device import fabric_for
 from oneround.runs.run import TRAINING, Run
 from oneround.runs.stage import derived_seed
@@ -56,6 +56,8 @@ def prepare(
     seed: int = 0,
     max_skipped: float = 0.05,
     download: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    on_progress: Progress = silent,
 ) -> tuple[Splits, Study]:
     """A data set, and a study that fits it.
 
@@ -68,6 +70,8 @@ def prepare(
         seed: Seed of the study.
         max_skipped: See :func:`oneround.data.read_splits`.
         download: See :func:`oneround.data.read_splits`.
+        cache: See :func:`oneround.data.read_splits`.
+        on_progress: See :func:`oneround.data.read_splits`.
 
     Raises:
         OneRoundError: the data set cannot be read or has only one class, or an option is not
@@ -83,7 +87,13 @@ def prepare(
     side = {"height": size, "width": size} if size else {}
     image = ImageSpec.validate_options(found.image.model_dump() | side, "image options")
     splits = read_splits(
-        data, image=image, classes=found.classes, max_skipped=max_skipped, download=download
+        data,
+        image=image,
+        classes=found.classes,
+        max_skipped=max_skipped,
+        download=download,
+        cache=cache,
+        on_progress=on_progress,
     )
     name = Path(data).stem
     return splits, study_for(name, found.classes, image, architectures, preset_name, training, seed)

@@ -17,6 +17,7 @@ from oneround import models
 from oneround.data import ImageSet, as_image_set, batches
 from oneround.data.augment import augment
 from oneround.data.image_set import Images
+from oneround.data.validation import hold_out, on_both_sides
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate, predict
 from oneround.models.ensemble import Client
@@ -25,6 +26,7 @@ from oneround.runs.device import fabric_for
 from oneround.runs.loop import CHECKPOINT, Loop, Stateful
 from oneround.runs.optimization import learning_rate, make_optimizer, set_learning_rate
 from oneround.runs.stage import Stage, derived_seed
+from oneround.schema import comparable
 from oneround.study import ArchitectureSpec, Study, TrainingSpec
 from oneround.submission import Manifest, TrainingSummary, write_submission
 
@@ -38,9 +40,14 @@ class TrainedClient(Client):
 
     Attributes:
         training: summary of the training.
+        held_out: number of validation images; 0: none could be held out, and the best epoch was
+            chosen on the training images.
+        notes: what the site should know about its validation images.
     """
 
     training: TrainingSummary = field(kw_only=True)
+    held_out: int = field(default=0, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def write(self, path: str | os.PathLike[str], study: Study) -> Manifest:
         """Write the submission; see :func:`oneround.submission.write_submission`."""
@@ -77,7 +84,8 @@ def train_client(
         site: This site's name; its seed derives from the study's seed and this name.
         train: Training images, an image set or any data set or data loader of pixels in [0, 1]
             and labels.
-        val: The site's own validation images; by default a part of ``train`` is held out.
+        val: The site's own validation images; by default a part of ``train`` is held out, as
+            :func:`oneround.data.validation.hold_out` does.
         architecture: One of the study's; the first by default.
         model: A network to train in place, instead of a fresh one of ``architecture``.
         stage: Folder of the checkpoint, so that an interrupted training continues, and device;
@@ -86,8 +94,9 @@ def train_client(
 
     Raises:
         OneRoundError: no training image, images of another shape, a network that does not fit
-            them, a site or an architecture that the study does not allow, one image where the
-            network needs two, a checkpoint of another training, or a loss that is not finite.
+            them, images of other sites, a site or an architecture that the study does not allow,
+            one image where the network needs two, a checkpoint of another training, or a loss
+            that is not finite.
     """
     study.require_site(site)
     seed = derived_seed(study.seed, site)
@@ -98,7 +107,8 @@ def train_client(
             f"the study does not allow {architecture}.",
             remedy=f"Use one of {', '.join(map(str, study.architectures))}.",
         )
-    train, val = _splits(study, train, val, stage)
+    train, held_out = _splits(study, site, train, val, stage)
+    val = held_out if len(held_out) else train
     network = model or _initial(study, architecture)
     models.require_fit(network, study.image, len(study.classes))
     to_fast_layout(network)
@@ -129,9 +139,24 @@ def train_client(
         loop.note = f"{site}: {entry['val_accuracy']:.0%} on its own validation"
     network.load_state_dict(best.weights)
     network.cpu().eval()
-    summary = _summary(spec, best.epoch, stage, evaluate(network, val, study.image, resamples=0))
+    metrics = evaluate(network, val, study.image, resamples=0) if len(held_out) else None
     counts = tuple(train.class_counts().tolist())
-    return TrainedClient(site, network, architecture, len(train), counts, training=summary)
+    return TrainedClient(
+        site, network, architecture, len(train), counts,
+        training=_summary(spec, best.epoch, stage, metrics),
+        held_out=len(held_out), notes=_notes(train, held_out),
+    )  # fmt: skip
+
+
+def _notes(train: ImageSet, held_out: ImageSet) -> tuple[str, ...]:
+    """What the site should know about its validation images."""
+    if not len(held_out):
+        return ("no image could be held out for validation: the best epoch is that of the training "
+                "images",)  # fmt: skip
+    pairs = zip(train.classes, train.class_counts(), held_out.class_counts(), strict=True)
+    missing = [name for name, trained, held in pairs if trained and not held]
+    lines = [f"no validation image of {', '.join(missing)}"] if missing else []
+    return (*lines, *on_both_sides(train, held_out, "validation"))
 
 
 def _initial(study: Study, architecture: ArchitectureSpec) -> nn.Module:
@@ -141,9 +166,10 @@ def _initial(study: Study, architecture: ArchitectureSpec) -> nn.Module:
 
 
 def _summary(
-    spec: TrainingSpec, best_epoch: int, stage: Stage, metrics: Metrics
+    spec: TrainingSpec, best_epoch: int, stage: Stage, metrics: Metrics | None
 ) -> TrainingSummary:
-    found = {name: getattr(metrics, name) for name in ("accuracy", "balanced_accuracy", "auroc")}
+    names = ("accuracy", "balanced_accuracy", "auroc") if metrics else ()
+    found = {name: getattr(metrics, name) for name in names}
     return TrainingSummary(
         epochs=spec.epochs,
         best_epoch=best_epoch,
@@ -280,27 +306,36 @@ def _validate(model: nn.Module, study: Study, val: ImageSet, stage: Stage) -> di
 
 
 def _splits(
-    study: Study, train: Images, val: Images | None, stage: Stage
+    study: Study, site: str, train: Images, val: Images | None, stage: Stage
 ) -> tuple[ImageSet, ImageSet]:
-    """Checked training and validation images; one image serves as both if there is no other."""
-    train = as_image_set(train, study.classes)
-    val = None if val is None else as_image_set(val, study.classes)
+    """Checked training and validation images; the latter are none if none can be held out."""
+    train = _of_site(as_image_set(train, study.classes), site)
+    val = None if val is None else _of_site(as_image_set(val, study.classes), site)
     if len(train) == 0:
         raise OneRoundError(
             "there is no training image.", remedy="Give this site at least one image of any class."
         )
-    if tuple(train.images.shape[1:]) != study.image.shape:
+    if train.shape != study.image.shape:
         raise OneRoundError(
-            f"images are {tuple(train.images.shape[1:])}, the study says {study.image.shape}.",
+            f"images are {train.shape}, the study says {study.image.shape}.",
             remedy="Read them with `read_splits(path, image=study.image)`, which resizes.",
         )
     if val is not None and len(val) > 0:
         return train, val
-    if len(train) < 2:
-        return train, train
-    order = torch.randperm(len(train), generator=stage.generator("validation split"))
-    held_out = max(1, round(study.training.validation_fraction * len(train)))
-    return train.subset(order[held_out:].sort()[0]), train.subset(order[:held_out].sort()[0])
+    generator = stage.generator("validation split")
+    kept, held_out = hold_out(train, study.training.validation_fraction, generator)
+    return train.subset(kept), train.subset(held_out)
+
+
+def _of_site(images: ImageSet, site: str) -> ImageSet:
+    """The images, of which none may be of another site."""
+    others = sorted({name for name in images.sites or () if comparable(name) != comparable(site)})
+    if others:
+        raise OneRoundError(
+            f"there are images of other sites than {site}: {', '.join(others)}.",
+            remedy=f"Give those of {site} alone, as `read_splits(path, site={site!r})` does.",
+        )
+    return images
 
 
 def _fingerprint(*parts: ImageSet) -> str:

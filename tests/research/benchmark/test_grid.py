@@ -10,6 +10,7 @@ import tomlkit
 from oneround.errors import OneRoundError
 from oneround.research.benchmark import grid
 from oneround.research.benchmark.grid import Bench, cells_of
+from tests import tiny
 from tests.tiny import splits, write_npz
 
 from .tiny_bench import CONTENT, bench
@@ -90,7 +91,7 @@ def test_real_sites_are_as_many_as_they_are(folder: Path, monkeypatch: pytest.Mo
 
     def hashes_of(count: int) -> set[str]:
         named = tuple(f"site {number % count}" for number in range(len(drawn.train)))
-        train = dataclasses.replace(drawn.train, sites=named)
+        train = tiny.with_sites(drawn.train, named)
         monkeypatch.setattr(
             grid, "_load", lambda *_: (dataclasses.replace(drawn, train=train), study)
         )
