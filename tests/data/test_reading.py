@@ -16,7 +16,10 @@ def save(path, *, size=(8, 10), value=None, dtype=np.uint8, channels=()):
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = sum(path.as_posix()[-20:].encode())
     array = np.random.default_rng(seed).integers(0, 256, (*size, *channels))
-    array = array if value is None else np.full_like(array, value)
+    if value is not None:
+        array = np.full_like(array, value)
+        if 0 < value < 250:  # images of one value are told of
+            array[-1, -1], array[-1, -2] = value - 1, value + 1
     Image.fromarray(array.astype(dtype)).save(path)
 
 
@@ -24,7 +27,7 @@ def save(path, *, size=(8, 10), value=None, dtype=np.uint8, channels=()):
 def folder(tmp_path):
     root = tmp_path / "root"
     for i in range(10):
-        save(root / "train" / "NORMAL" / f"{i}.png", value=i)
+        save(root / "train" / "NORMAL" / f"{i}.png", value=i + 1)
         save(root / "train" / "PNEUMONIA" / f"{i}.jpeg", size=(30, 20))
     save(root / "test" / "NORMAL" / "0.png", value=100)
     return root
@@ -37,7 +40,7 @@ def test_folder(folder):
     assert train.class_counts().tolist() == [10, 10]
     assert train.images.shape == (20, 1, 8, 10)
     assert train.images.dtype == torch.uint8
-    assert train.images[:10, 0, 0, 0].tolist() == list(range(10))
+    assert train.images[:10, 0, 0, 0].tolist() == list(range(1, 11))
     assert splits.val is None
     assert test.pixels().mean().item() == pytest.approx(100 / 255)
     assert (train.sites, splits.skipped) == (None, ())
@@ -66,7 +69,7 @@ def test_mixed_depths_become_16_bits(folder):
     train = read_splits(folder, image=IMAGE).train
     assert train.dtype == torch.uint16
     assert train.pixels()[10].min() == 1
-    assert torch.equal(train.pixels()[9], torch.full((1, 8, 10), 9 / 255))
+    assert torch.equal(train.pixels()[9, 0, 0], torch.full((10,), 10 / 255))
 
 
 def test_unreadable_files_are_skipped_up_to_a_share(folder):
@@ -74,7 +77,7 @@ def test_unreadable_files_are_skipped_up_to_a_share(folder):
     broken.write_bytes(b"")
     splits = read_splits(folder, image=IMAGE)
     assert splits.skipped == (f"{broken}: the file is empty",)
-    assert splits.train.images[:9, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert splits.train.images[:9, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
     with pytest.raises(OneRoundError, match=r"1 of 21 images \(5%\) are unreadable") as caught:
         read_splits(folder, image=IMAGE, max_skipped=0)
     assert str(broken) in str(caught.value)
@@ -140,7 +143,7 @@ def test_describe_caps_the_size_and_sees_color(tmp_path):
 def write_table(folder, rows):
     lines = []
     for name, cells in rows.items():
-        save(folder / name, value=sum(name.encode()))
+        save(folder / name)
         lines.append(f"{name},{cells}\n")
     (folder / "list.csv").write_text(f"path,label,split,site,patient\n{''.join(lines)}")
     return folder / "list.csv"

@@ -14,10 +14,12 @@ from packaging.requirements import Requirement
 from rich.table import Table
 
 from oneround.cli.console import AsJson, out, print_json, say
+from oneround.data.dicom import decoders
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show versions, device and packages; exit code 1 if a required package is missing.
+    """Show versions, device, packages and which DICOM files can be read; exit code 1 if a required
+    package is missing.
 
     Example: `oneround doctor --json`
     """
@@ -32,10 +34,11 @@ def doctor(as_json: AsJson = False) -> None:
         "free temporary bytes": shutil.disk_usage(tempfile.gettempdir()).free,
     }
     if as_json:
-        print_json({"facts": facts, "packages": packages, "missing": missing})
+        dicom = decoders()
+        print_json({"facts": facts, "packages": packages, "missing": missing, "dicom": dicom})
     else:
         table = Table(show_header=False)
-        for name, value in {**facts, **packages}.items():
+        for name, value in {**facts, **packages, **_dicom()}.items():
             table.add_row(name, str(value))
         out.print(table)
         for name in missing:
@@ -60,6 +63,15 @@ def _packages() -> tuple[dict[str, str], list[str]]:
         if not optional and not requirement.specifier.contains(found[requirement.name], True):
             missing.append(f"{line} (found {found[requirement.name]})")
     return found, missing
+
+
+def _dicom() -> dict[str, str]:
+    """Decoders of each DICOM transfer syntax, or how to get them."""
+    install = "not readable: pip install 'oneround[dicom]'"
+    found = decoders()
+    if found is None:
+        return {"DICOM": install}
+    return {f"DICOM {name}": ", ".join(by) or install for name, by in found.items()}
 
 
 def _device() -> str:
