@@ -84,8 +84,11 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]]):
 
     @property
     def images(self) -> torch.Tensor:
-        """All images as they are stored, (N, C, H, W); a copy if this is a part of another set."""
-        return self.stored()
+        """All images, (N, C, H, W), ``uint8`` if they are stored so, else ``float32`` in [0, 1].
+
+        A copy if this is a part of another set, or is stored in another type.
+        """
+        return self.stored() if self.dtype == torch.uint8 else self.pixels()
 
     def stored(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """Images in the type that they are stored in, (B, C, H, W)."""
