@@ -34,7 +34,7 @@ from tests.data.test_dicom_gray import linear
 
 MIDDLE = ImageSpec(frames="middle")
 COLOR = [
-    "OBXXXX1A_rle.dcm", "OBXXXX1A_expb_2frame.dcm", "OT-PAL-8-face.dcm", "gdcm-US-ALOKA-16_big.dcm",
+    "OBXXXX1A_rle.dcm", "OBXXXX1A_2frame.dcm", "OT-PAL-8-face.dcm", "gdcm-US-ALOKA-16_big.dcm",
     "SC_rgb_16bit.dcm", "SC_rgb_32bit_2frame.dcm", "SC_rgb_expb_16bit_2frame.dcm",
     "SC_rgb_rle_32bit.dcm", "SC_ybr_full_uncompressed.dcm", "SC_ybr_full_422_uncompressed.dcm",
     "SC_rgb_dcmtk_+eb+cr.dcm", "SC_rgb_dcmtk_+eb+cy+s2.dcm", "SC_rgb_gdcm_KY.dcm",
@@ -83,6 +83,12 @@ def test_colors_of_real_files(name):
     pixels = read_file(file(name), MIDDLE).frames[0]
     scale = 255 if pixels.dtype == torch.uint8 else 1
     np.testing.assert_allclose(pixels.numpy() / scale, expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_a_palette_in_big_endian():
+    """pydicom does not swap its bytes; the same file in little endian is the reference."""
+    pixels = read_file(file("OBXXXX1A_expb_2frame.dcm"), MIDDLE).frames
+    assert torch.equal(pixels, read_file(file("OBXXXX1A_2frame.dcm"), MIDDLE).frames)
 
 
 def shown(dataset, values, index):
