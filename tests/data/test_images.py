@@ -1,17 +1,18 @@
 import io
+import struct
+import zlib
 
 import numpy as np
-import pydicom
 import pytest
 import torch
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from oneround.data.images import fit, read_image, read_original
+from oneround.data import images as module
+from oneround.data.frames import DIM
+from oneround.data.images import ONE_VALUE, TWO_VALUES, fit, read_file, read_image, read_original
 from oneround.errors import OneRoundError
 from oneround.study import ImageSpec
+from tests.data.files import RAMP, write_dicom, write_tiff
 
 GRAY = ImageSpec(channels=1, height=8, width=12)
 COLOR = ImageSpec(channels=3, height=8, width=12)
@@ -19,27 +20,6 @@ COLOR = ImageSpec(channels=3, height=8, width=12)
 
 def random_array(*shape, high=256, dtype=np.uint8, low=0, seed=0):
     return np.random.default_rng(seed).integers(low, high, shape).astype(dtype)
-
-
-def write_dicom(path, pixels, **tags):
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = "1.2.3"
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
-    if pixels.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
-    dataset.BitsAllocated = dataset.BitsStored = pixels.dtype.itemsize * 8
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    dataset.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 # Pictures
@@ -149,6 +129,164 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
         read_image(tmp_path / "a.dcm", GRAY)
 
 
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_of_any_order_turned_and_with_white_as_zero(
+    tmp_path, endian, orientation, photometric, dtype
+):
+    full = np.iinfo(dtype).max
+    array = random_array(5, 12, high=full, dtype=dtype)
+    path = write_tiff(tmp_path / "a.tif", array, photometric, endian, t274=orientation)
+    shown = array if photometric else full - array
+    turned = {
+        1: shown, 2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1], 5: shown.T,
+        6: np.rot90(shown, -1), 7: shown[::-1, ::-1].T, 8: np.rot90(shown),
+    }  # fmt: skip
+    pixels = read_original(path)[0].numpy()
+    scale = 1 if dtype == np.uint8 else full
+    np.testing.assert_allclose(pixels, turned[orientation] / scale, atol=1e-6)
+
+
+def test_compressed_tiff_with_white_as_zero(tmp_path):
+    array = random_array(5, 7, high=65536, dtype=np.uint16)
+    picture = Image.fromarray(array)
+    picture.save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={262: 0})
+    pixels = read_original(tmp_path / "a.tif")[0].numpy()
+    np.testing.assert_allclose(pixels, 1 - array / 65535, atol=1e-6)
+
+
+def test_tiff_packed_to_12_bits(tmp_path):
+    array = random_array(4, 6, high=4096, dtype=np.uint16)
+    path = write_tiff(tmp_path / "a.tif", array, 1, t258=12)
+    first, second = array.reshape(-1, 2).T
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1)
+    path.write_bytes(path.read_bytes()[: -array.nbytes] + packed.astype(np.uint8).tobytes())
+    np.testing.assert_allclose(read_original(path)[0].numpy(), array / 4095, atol=1e-6)
+
+
+def test_signed_and_32_bit_tiff_are_refused(tmp_path):
+    for array, form in ((random_array(4, 4, dtype=np.int16), 2), (RAMP.astype(np.uint32), 1)):
+        path = write_tiff(tmp_path / "a.tif", array, 1, t339=form)
+        with pytest.raises(OneRoundError, match="8- or 16-bit"):
+            read_image(path, GRAY)
+
+
+def write_16_bit_png(path, array):
+    """PNG of gray (H, W, 1), gray with alpha, RGB or RGBA, with a gamma that is not to be used."""
+
+    def chunk(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    height, width, channels = array.shape
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0))
+        + chunk(b"gAMA", struct.pack(">I", 100000))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_the_upper_8_bits_of_16_bit_colors(tmp_path, channels):
+    array = random_array(5, 7, channels, high=65536, dtype=np.uint16)
+    original = read_file(write_16_bit_png(tmp_path / "a.png", array))
+    shown = array[..., [0, 0, 0]] if channels == 2 else array[..., :3]
+    assert np.array_equal(original.frames[0].numpy(), (shown >> 8).transpose(2, 0, 1))
+    assert original.top == pytest.approx((shown.max() >> 8) / 255)
+
+
+def test_12_bit_values_in_16_bits_are_told(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    Image.fromarray(RAMP).save(tmp_path / "b.tif")
+    write_16_bit_png(tmp_path / "c.png", np.stack([RAMP] * 3, -1))
+    write_tiff(tmp_path / "d.tif", RAMP, 0)
+    for name in ("a.png", "b.tif", "c.png", "d.tif"):
+        original = read_file(tmp_path / name)
+        assert original.top == pytest.approx(4095 / 65535, abs=0.004)
+        assert original.notices == (DIM,)
+    Image.fromarray(RAMP * 16).save(tmp_path / "a.png")
+    original = read_file(tmp_path / "a.png")
+    assert original.notices == ()
+    assert original.top == pytest.approx(1, abs=0.001)
+    Image.fromarray((RAMP >> 8).astype(np.uint8)).save(tmp_path / "a.png")
+    assert read_file(tmp_path / "a.png").top is None
+
+
+def test_cmyk_and_interlaced_pictures_as_pillow(tmp_path):
+    array = random_array(8, 8, 4)
+    Image.fromarray(array, "CMYK").save(tmp_path / "a.tif")
+    expected = np.asarray(Image.fromarray(array, "CMYK").convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(read_original(tmp_path / "a.tif").numpy(), expected)
+    Image.fromarray(array, "CMYK").save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    decoded = read_original(tmp_path / "a.jpg").numpy().astype(int)
+    assert np.abs(decoded - expected).max() <= 6
+
+
+def test_constant_and_two_valued_pictures_are_told(tmp_path):
+    two = random_array(8, 8, high=2) * 200
+    for array, notices in (
+        (np.full((8, 8), 7, np.uint8), (ONE_VALUE,)),
+        (np.full((8, 8, 3), (7, 8, 9), np.uint8), (ONE_VALUE,)),
+        (two, (TWO_VALUES,)),
+        (np.stack([two] * 3, -1), (TWO_VALUES,)),
+        (two.astype(bool), ()),
+        (random_array(8, 8), ()),
+    ):
+        Image.fromarray(array).save(tmp_path / "a.png")
+        assert read_file(tmp_path / "a.png").notices == notices
+
+
+def test_one_pixel_that_differs_is_a_value(tmp_path):
+    array = np.zeros((100, 100), np.uint8)
+    array[7, 7], array[93, 8] = 1, 2
+    Image.fromarray(array).save(tmp_path / "a.png")
+    assert read_file(tmp_path / "a.png").notices == ()
+    array[7, 7] = 0
+    Image.fromarray(array).save(tmp_path / "a.png")
+    assert read_file(tmp_path / "a.png").notices == (TWO_VALUES,)
+
+
+def test_frames_of_tiff(tmp_path):
+    pages = [random_array(4, 6, seed=seed) for seed in range(3)]
+    first, *others = (Image.fromarray(page) for page in pages)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    with pytest.raises(OneRoundError, match="several frames") as caught:
+        read_file(tmp_path / "a.tif")
+    assert caught.value.file == str(tmp_path / "a.tif")
+    each = read_file(tmp_path / "a.tif", ImageSpec(frames="each")).frames
+    assert np.array_equal(each[:, 0].numpy(), pages)
+    middle = read_file(tmp_path / "a.tif", ImageSpec(frames="middle")).frames
+    assert torch.equal(middle, each[1:2])
+    assert torch.equal(read_original(tmp_path / "a.tif", ImageSpec(frames="each")), each[0])
+    others[1] = Image.fromarray(random_array(9, 9))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    with pytest.raises(OneRoundError, match="different sizes"):
+        read_file(tmp_path / "a.tif", ImageSpec(frames="each"))
+
+
+def test_too_little_memory_is_no_damaged_file(tmp_path, monkeypatch):
+    Image.fromarray(random_array(4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(module, "_picture", lambda source: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        read_file(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1, 1.1])
+def test_no_reader_gives_other_than_numbers_in_0_to_1(tmp_path, monkeypatch, bad):
+    Image.fromarray(random_array(4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(module, "_picture", lambda source: np.full((4, 4, 1), bad, np.float32))
+    with pytest.raises(OneRoundError, match="finite numbers") as caught:
+        read_file(tmp_path / "a.png")
+    assert caught.value.file == str(tmp_path / "a.png")
+
+
 # Channels and size
 
 
@@ -178,85 +316,29 @@ def test_fit_leaves_fitting_images_alone():
     assert fit(images, GRAY) is images
 
 
-# DICOM
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (4, 12, (2, 6, 0, 12)),  # needs no resizing
+        (16, 12, (0, 8, 3, 9)),
+        (20, 24, (0, 8, 1, 11)),  # 9.6 columns become 10
+        (7, 12, (0, 7, 0, 12)),  # of 1 row of black, it is at the bottom
+        (9, 100, (3, 4, 0, 12)),
+        (100, 1, (0, 8, 5, 6)),
+    ],
+)
+def test_padding_keeps_the_aspect_ratio(height, width, box):
+    image = GRAY.model_copy(update={"aspect": "pad"})
+    fitted = fit(torch.full((2, 1, height, width), 0.5), image)
+    top, bottom, left, right = box
+    expected = torch.zeros(2, 1, 8, 12)
+    expected[:, :, top:bottom, left:right] = 0.5
+    torch.testing.assert_close(fitted, expected)
+    assert fit(torch.full((1, 3, height, width), 7, dtype=torch.uint8), image).max() == 7
 
 
-def test_dicom_without_window_goes_from_minimum_to_maximum(tmp_path):
-    array = random_array(5, 7, low=100, high=900, dtype=np.uint16)
-    pixels = read_original(write_dicom(tmp_path / "no-suffix", array))[0].numpy()
-    assert pixels.dtype == np.float32
-    expected = (array - array.min()) / (array.max() - array.min())
-    np.testing.assert_allclose(pixels, expected, atol=1e-6)
-
-
-def test_constant_dicom_is_black(tmp_path):
-    pixels = read_original(write_dicom(tmp_path / "a.dcm", np.full((4, 5), 7, np.uint8)))
-    assert (pixels == 0).all()
-
-
-@pytest.mark.parametrize("function", [None, "LINEAR_EXACT", "SIGMOID"])
-def test_12_bit_window_as_pydicom(tmp_path, function):
-    array = random_array(5, 7, high=4096, dtype=np.uint16)
-    tags = {"BitsStored": 12, "WindowCenter": [1500, 9], "WindowWidth": [1000, 9]}
-    if function:
-        tags["VOILUTFunction"] = function
-    path = write_dicom(tmp_path / "a.dcm", array, **tags)
-    expected = apply_voi_lut(array, pydicom.dcmread(path)) / 4095
-    np.testing.assert_allclose(read_original(path)[0].numpy(), expected, atol=1e-6)
-
-
-def test_signed_with_rescale_and_window(tmp_path):
-    array = random_array(5, 7, low=-1000, high=1000, dtype=np.int16)
-    tags = {"RescaleSlope": 2, "RescaleIntercept": -24, "WindowCenter": 40, "WindowWidth": 400}
-    path = write_dicom(tmp_path / "a.dcm", array, **tags)
-    hounsfield = array.astype(float) * 2 - 24
-    expected = np.clip((hounsfield - 39.5) / 399 + 0.5, 0, 1)
-    pixels = read_original(path)[0].numpy()
-    np.testing.assert_allclose(pixels, expected, atol=1e-6)
-    dataset = pydicom.dcmread(path)
-    reference = apply_voi_lut(apply_modality_lut(array, dataset), dataset)
-    low, high = -32768 * 2 - 24, 32767 * 2 - 24
-    np.testing.assert_allclose(pixels, (reference - low) / (high - low), atol=1e-6)
-
-
-def test_voi_lookup_table(tmp_path):
-    table = Dataset()
-    table.LUTDescriptor = [4, 10, 10]
-    table.add_new("LUTData", "US", [0, 100, 1000, 1023])
-    array = np.array([[5, 10, 11], [12, 13, 99]], np.uint8)
-    path = write_dicom(tmp_path / "a.dcm", array, VOILUTSequence=[table])
-    expected = np.array([[0, 0, 100], [1000, 1023, 1023]]) / 1023
-    np.testing.assert_allclose(read_original(path)[0].numpy(), expected, atol=1e-6)
-
-
-def test_monochrome1_is_inverted(tmp_path):
-    array = random_array(5, 7, high=4096, dtype=np.uint16)
-    tags = {"BitsStored": 12, "WindowCenter": 1500, "WindowWidth": 1000}
-    bright = read_original(write_dicom(tmp_path / "a.dcm", array, **tags))
-    tags["PhotometricInterpretation"] = "MONOCHROME1"
-    dark = read_original(write_dicom(tmp_path / "b.dcm", array, **tags))
-    torch.testing.assert_close(dark, 1 - bright)
-
-
-def test_color_dicom(tmp_path):
-    array = random_array(5, 7, 3)
-    pixels = read_original(write_dicom(tmp_path / "a.dcm", array))
-    assert pixels.dtype == torch.uint8
-    assert np.array_equal(pixels.numpy(), array.transpose(2, 0, 1))
-
-
-def test_unsupported_dicom_is_refused(tmp_path):
-    array = random_array(6, 7)
-    path = write_dicom(tmp_path / "a.dcm", array, NumberOfFrames=2, Rows=3)
-    with pytest.raises(OneRoundError, match="several frames"):
-        read_original(path)
-    path = write_dicom(tmp_path / "b.dcm", array, PhotometricInterpretation="PALETTE COLOR")
-    with pytest.raises(OneRoundError, match="PALETTE COLOR"):
-        read_original(path)
-
-
-def test_missing_pydicom_is_explained(tmp_path, monkeypatch):
-    path = write_dicom(tmp_path / "a.dcm", random_array(4, 4))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(OneRoundError, match=r"oneround\[dicom\]"):
-        read_original(path)
+def test_padded_pixels_are_the_resized_ones():
+    array = random_array(16, 12)
+    fitted = fit(torch.from_numpy(array)[None, None], GRAY.model_copy(update={"aspect": "pad"}))
+    expected = np.asarray(Image.fromarray(array).resize((6, 8), Image.Resampling.BILINEAR))
+    assert np.abs(fitted[0, 0, :, 3:9].numpy().astype(int) - expected.astype(int)).max() <= 1

@@ -280,9 +280,23 @@ def _cells(
     Raises:
         OneRoundError: there is no decoder, or it fails.
     """
-    from pydicom.pixels import get_decoder
+    _require_decoder(dataset.file_meta.TransferSyntaxUID)
+    for index in indices:
+        try:
+            cells = _decoded(dataset, path, index)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _damaged(dataset.file_meta.TransferSyntaxUID, error) from error
+        yield index, cells
 
-    syntax = dataset.file_meta.TransferSyntaxUID
+
+def _require_decoder(syntax: Any) -> None:
+    """Refuse a transfer syntax that nobody here decodes.
+
+    Raises:
+        OneRoundError: it is one.
+    """
     try:
         names = _decoders_of(syntax)
     except NotImplementedError as error:
@@ -295,20 +309,19 @@ def _cells(
             f"its pixels are compressed ({syntax.name}), and no decoder for that is installed.",
             remedy=INSTALL,
         )
-    for index in indices:
-        try:
-            if syntax == EXTENDED_JPEG and int(dataset.BitsStored) > 8:
-                yield index, _extended_jpeg(dataset, path, index)
-            else:
-                cells, facts = get_decoder(syntax).as_array(dataset, index=index)
-                kind = facts["photometric_interpretation"]
-                if cells.ndim == 3 and kind != "RGB":
-                    raise ValueError(f"colors in {kind} are not supported")
-                yield index, cells
-        except (MemoryError, GeneratorExit):
-            raise
-        except Exception as error:
-            raise _damaged(syntax, error) from error
+
+
+def _decoded(dataset: Any, path: str | os.PathLike[str], index: int) -> npt.NDArray[Any]:
+    """Pixel cells of one frame, with all their bits; pydicom turns YBR into RGB."""
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax == EXTENDED_JPEG and int(dataset.BitsStored) > 8:
+        return _extended_jpeg(dataset, path, index)
+    cells, facts = get_decoder(syntax).as_array(dataset, index=index, correct_unused_bits=False)
+    if cells.ndim == 3 and facts["photometric_interpretation"] != "RGB":
+        raise ValueError(f"colors in {facts['photometric_interpretation']} are not supported")
+    return np.asarray(cells)
 
 
 def _damaged(syntax: Any, error: Exception) -> OneRoundError:

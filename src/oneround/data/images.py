@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from oneround.data.dicom import looks_like_dicom, read_dicom
 from oneround.data.frames import DIM, chosen_frames
@@ -21,6 +21,10 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
 SUPPORTED = "Supported are PNG, JPEG, TIFF, BMP and DICOM images."
 ONE_VALUE = "all pixels have one gray value"
 TWO_VALUES = "all pixels have one of two gray values"
+# WhiteIsZero with 16 bits in big endian, which Pillow does not know as it does little endian
+TiffImagePlugin.OPEN_INFO.setdefault(
+    (TiffImagePlugin.MM, 0, (1,), 1, (16,), ()), ("I;16B", "I;16B")
+)
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 
 
@@ -150,6 +154,8 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         return "no such file."
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "the file is empty."
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot be read as an image: its format is unknown."
     cause = " ".join(str(getattr(error, "strerror", None) or error).split())
     return f"cannot be read as an image: {cause or type(error).__name__}."
 
@@ -204,7 +210,8 @@ def _from_dicom(path: str | os.PathLike[str], image: ImageSpec) -> Original:
 
 
 def _from_picture(path: str | os.PathLike[str], image: ImageSpec) -> Original:
-    with Image.open(path, formats=FORMATS) as source:
+    # opened as a file: by its name, Pillow maps uncompressed TIFF and garbles what is turned
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as source:
         # the further pictures of MPO, a JPEG of some cameras, are views of the first
         count = 1 if source.format == "MPO" else getattr(source, "n_frames", 1)
         pages, tops, one_bit = [], [], False
