@@ -18,6 +18,9 @@ FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
 MOST_OF_MEMORY = 0.8
 """Share of the free memory that the images of a data set may take."""
 
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where a container says how much memory it has (Linux, control groups of version 2)."""
+
 
 def to_stored(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Images, ``uint8`` or ``float32`` in [0, 1], rounded to ``dtype``, ``uint8`` or ``uint16``."""
@@ -123,11 +126,10 @@ def free_memory() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
     try:
-        limit = int((group / "memory.max").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(stat["file"])
+        limit = int((CONTAINER / "memory.max").read_text())
+        stat = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+        used = int((CONTAINER / "memory.current").read_text()) - int(stat["file"])
     except (OSError, ValueError, KeyError):  # no such limit
         return free
     return min(free, max(0, limit - used))
