@@ -116,7 +116,7 @@ def say(text: str, style: str | None = None, console: Console = out) -> None:
 
 def print_json(content: object) -> None:
     """Print JSON, and nothing else, on standard output."""
-    typer.echo(json.dumps(content, indent=1))
+    typer.echo(json.dumps(content, indent=1, allow_nan=False))
 
 
 def warn_skipped(splits: Splits) -> None:

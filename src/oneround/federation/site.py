@@ -95,7 +95,7 @@ class Site(Strict):
         """The images of this site."""
         splits = read_splits(self.data, image=study.image, classes=study.classes, site=self.site)
         for skipped in splits.skipped:
-            log.warning("left out: %s", skipped)
+            log.warning("look: %s", skipped)
         return splits
 
     @property
