@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -126,3 +127,20 @@ def test_names_that_are_not_utf_8(call: Call, workplace: Workplace, tmp_path: Pa
         pytest.skip("the file system refuses such names")
     assert call("predict", workplace.run, odd, "--out", tmp_path / "table.csv").code == 0
     assert os.fsencode(odd) in (tmp_path / "table.csv").read_bytes()
+
+
+def test_every_unreadable_image_is_named(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    good = pictures(workplace)[0]
+    bad = [tmp_path / f"{number}.png" for number in range(30)]
+    for file in bad:
+        file.write_text("x")
+    table = tmp_path / "predictions.csv"
+    outcome = call("predict", workplace.run, good, *bad, "--json", "--out", table)
+    assert outcome.code == 1
+    printed = json.loads(outcome.out)
+    assert [row["image"] for row in printed] == [str(good), *map(str, bad)]
+    assert all("cannot be read" in row["error"] for row in printed[1:])
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows if row["error"]] == [str(file) for file in bad]
+    assert all(str(file) in outcome.err for file in bad)

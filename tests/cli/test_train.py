@@ -157,3 +157,34 @@ def test_withheld_class_counts_are_said_to_be(
     assert "it withholds   class counts" in outcome.out
     assert "it reports" not in outcome.out
     assert read_submission(out).manifest.class_counts is None
+
+
+def test_only_the_rows_of_the_site_are_trained_on(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    data = tiny.images(48, classes=("blue", "green", "red"))
+    table = tiny.write_csv(tmp_path, data, ["train"] * 48, ["north", "south"] * 24)
+    command = ("train", workplace.study, "--data", table, "--device", "cpu", "--json")
+    made = call(*command, "--site", "north", "--out", tmp_path / "north.oneround")
+    assert made.code == 0, made.err
+    assert made.json["manifest"]["images"] + made.json["held_out"] == 24
+    refused = call(*command, "--site", "east", "--out", tmp_path / "east.oneround")
+    assert refused.code == 1
+    assert "no image of 'east'" in refused.err
+
+
+def test_a_cache_gives_the_same_submission(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    folder = tiny.write_folder(
+        tmp_path / "images", tiny.images(30, classes=("blue", "green", "red"))
+    )
+    hashes = []
+    for extra in ((), ("--cache", tmp_path / "cache"), ("--cache", tmp_path / "cache")):
+        made = call(
+            "train", workplace.study, "--data", folder, "--site", "north", "--json",
+            "--out", tmp_path / "north.oneround", "--device", "cpu", "--threads", "1", *extra,
+        )  # fmt: skip
+        assert made.code == 0, made.err
+        hashes.append(made.json["manifest"]["weights_sha256"])
+    assert len(set(hashes)) == 1
