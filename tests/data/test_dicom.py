@@ -138,6 +138,36 @@ def test_12_bit_jpeg(name):
     assert pixels[230, 120] == pytest.approx(95, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "syntax", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "RLELossless"]
+)
+@pytest.mark.parametrize("low", [0, -2048])
+def test_lossless_files_of_gdcm(tmp_path, syntax, low):
+    """As the same file without compression: unsigned and signed values of 12 bits."""
+    import gdcm
+
+    values = (RAMP.astype(int) + low).astype(np.int16 if low else np.uint16)
+    tags = {"BitsStored": 12, "WindowCenter": 2048 + low, "WindowWidth": 3000}
+    path = write_dicom(tmp_path / "a.dcm", values, **tags)
+    reader, change, writer = (
+        gdcm.ImageReader(),
+        gdcm.ImageChangeTransferSyntax(),
+        gdcm.ImageWriter(),
+    )
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(tmp_path / "b.dcm"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    assert pydicom.dcmread(tmp_path / "b.dcm").file_meta.TransferSyntaxUID.is_encapsulated
+    assert torch.equal(read_original(tmp_path / "b.dcm"), read_original(path))
+
+
 def high_throughput_codestream(side=64):
     """JPEG 2000 HT of one gray code-block without any coefficient: every pixel is 128.
 
