@@ -58,11 +58,9 @@ def file(name):
 
 
 def decoded(dataset, index):
-    """One frame by another decoder than the first, where there is one."""
+    """One frame by GDCM, which the reader asks last; of RLE, by the only decoder."""
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-    plugin = decoder.available_plugins[-1] if decoder.is_encapsulated else ""
-    if dataset.filename.endswith("TextGBR.dcm"):
-        plugin = "pylibjpeg"  # Pillow does not decode it
+    plugin = decoder.available_plugins[0] if decoder.is_encapsulated else ""
     return decoder.as_array(dataset, index=index, decoding_plugin=plugin)[0]
 
 
@@ -127,6 +125,13 @@ def test_gray_levels_of_real_files(name):
     original = read_file(file(name), MIDDLE)
     np.testing.assert_allclose(original.frames[0, 0].numpy(), expected, atol=1e-6)
     assert original.notices == ()
+
+
+def test_jpeg_lossless():
+    """Values as pydicom's own tests state them; smallest and largest 0 and 278."""
+    pixels = read_original(file("JPEG-LL.dcm"))[0].numpy() * 278
+    expected = [60, 58, 61, 68, 59, 65, 64, 67]
+    np.testing.assert_allclose(pixels[400, 124:132], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["JPGExtended.dcm", "JPEG-lossy.dcm"])
@@ -435,6 +440,21 @@ def test_a_missing_decoder_is_named(tmp_path, monkeypatch, syntax):
     with pytest.raises(OneRoundError, match="no decoder for that is installed") as caught:
         read_original(compressed(tmp_path / "a.dcm", syntax))
     assert caught.value.remedy == "Install it with `pip install 'oneround[dicom]'`."
+
+
+@pytest.mark.parametrize("name", ["JPEG-LL.dcm", "JPGExtended.dcm"])
+@pytest.mark.parametrize(
+    "tags",
+    [{"BitsAllocated": 8, "BitsStored": 8}, {"BitsAllocated": 32}, {"Rows": 7}, {"Columns": 9999}],
+)
+def test_a_codestream_that_contradicts_its_header_does_not_end_the_process(tmp_path, name, tags):
+    """As GDCM does on some of these."""
+    dataset = pydicom.dcmread(file(name))
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(tmp_path / "a.dcm")
+    with pytest.raises(OneRoundError, match="its codestream has"):
+        read_original(tmp_path / "a.dcm")
 
 
 def test_a_video_is_refused(tmp_path):

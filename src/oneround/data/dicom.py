@@ -21,6 +21,7 @@ from oneround.data.dicom_gray import (
     is_little_endian,
     stored_values,
 )
+from oneround.data.dicom_jpeg import codestream, decode_extended, require_consistent
 from oneround.data.dicom_lut import read_palette
 from oneround.data.frames import DIM, chosen_frames
 from oneround.errors import OneRoundError
@@ -124,7 +125,7 @@ def read_dicom(path: str | os.PathLike[str], image: ImageSpec) -> DicomImage:
     """
     try:
         pydicom = _pydicom()
-        return _read(pydicom.dcmread(path, force=True), path, image)
+        return _read(pydicom.dcmread(path, force=True), image)
     except (OneRoundError, MemoryError):
         raise
     except Exception as error:  # a damaged file can make pydicom raise nearly anything
@@ -181,14 +182,14 @@ def _pydicom() -> Any:
     return pydicom
 
 
-def _read(dataset: Any, path: str | os.PathLike[str], image: ImageSpec) -> DicomImage:
+def _read(dataset: Any, image: ImageSpec) -> DicomImage:
     _refuse_no_image(dataset)
     _complete(dataset)
     _refuse_unsupported(dataset)
     count = max(1, int(dataset.get("NumberOfFrames") or 1))
     notices: set[str] = set()
     frames = []
-    for index, cells in _cells(dataset, path, chosen_frames(count, image)):
+    for index, cells in _cells(dataset, chosen_frames(count, image)):
         pixels, found = _pixels(cells, dataset, index, image)
         frames.append(pixels)
         notices |= found
@@ -272,9 +273,7 @@ def _refuse_unsupported(dataset: Any) -> None:
         raise ValueError(f"{rows} x {columns} pixels are more than {2 * limit}")
 
 
-def _cells(
-    dataset: Any, path: str | os.PathLike[str], indices: range
-) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def _cells(dataset: Any, indices: range) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Index and decoded pixel cells, (H, W) or (H, W, 3) of RGB, of each chosen frame.
 
     Raises:
@@ -283,7 +282,7 @@ def _cells(
     _require_decoder(dataset.file_meta.TransferSyntaxUID)
     for index in indices:
         try:
-            cells = _decoded(dataset, path, index)
+            cells = _decoded(dataset, index)
         except MemoryError:
             raise
         except Exception as error:
@@ -311,14 +310,34 @@ def _require_decoder(syntax: Any) -> None:
         )
 
 
-def _decoded(dataset: Any, path: str | os.PathLike[str], index: int) -> npt.NDArray[Any]:
-    """Pixel cells of one frame, with all their bits; pydicom turns YBR into RGB."""
+def _decoded(dataset: Any, index: int) -> npt.NDArray[Any]:
+    """Pixel cells of one frame, with all their bits, by the first decoder that can.
+
+    pydicom turns YBR into RGB. GDCM is asked where there is no other decoder.
+
+    Raises:
+        ValueError: the colors are of a kind that is not supported.
+        Exception: the last decoder's.
+    """
     from pydicom.pixels import get_decoder
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax == EXTENDED_JPEG and int(dataset.BitsStored) > 8:
-        return _extended_jpeg(dataset, path, index)
-    cells, facts = get_decoder(syntax).as_array(dataset, index=index, correct_unused_bits=False)
+    names = _decoders_of(syntax)
+    if names == ["gdcm"]:
+        stream = codestream(dataset, index)
+        require_consistent(stream, dataset)
+        if syntax == EXTENDED_JPEG and int(dataset.BitsStored) > 8:
+            return decode_extended(stream, dataset)
+    plugins = [name for name in names if name != "gdcm"][::-1] or names
+    for name in plugins if syntax.is_encapsulated else [""]:
+        try:
+            cells, facts = get_decoder(syntax).as_array(
+                dataset, index=index, correct_unused_bits=False, decoding_plugin=name
+            )
+            break
+        except RuntimeError:  # as pydicom calls the failure of a decoder
+            if name == plugins[-1]:
+                raise
     if cells.ndim == 3 and facts["photometric_interpretation"] != "RGB":
         raise ValueError(f"colors in {facts['photometric_interpretation']} are not supported")
     return np.asarray(cells)
@@ -332,21 +351,6 @@ def _damaged(syntax: Any, error: Exception) -> OneRoundError:
         f"the decoder does not know: {cause}.",
         remedy=DAMAGED if syntax.is_encapsulated else EXPORT,
     )
-
-
-def _extended_jpeg(
-    dataset: Any, path: str | os.PathLike[str], index: int
-) -> npt.NDArray[np.uint16]:
-    """A frame of JPEG with more than 8 bits, (H, W), which GDCM reads and pydicom does not."""
-    import gdcm
-
-    reader = gdcm.ImageReader()
-    reader.SetFileName(os.fspath(path))
-    buffer = reader.GetImage().GetBuffer() if reader.Read() else None
-    if buffer is None or int(dataset.SamplesPerPixel) != 1:
-        raise ValueError("GDCM does not read it")
-    cells = np.frombuffer(buffer.encode("utf-8", "surrogateescape"), "<u2")
-    return np.asarray(cells.reshape(-1, int(dataset.Rows), int(dataset.Columns))[index])
 
 
 def _pixels(
