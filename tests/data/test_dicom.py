@@ -350,6 +350,22 @@ def test_an_image_without_its_pixels_is_called_by_its_name(tmp_path):
         read_original(path)
 
 
+def test_a_damaged_header_is_not_printed(tmp_path):
+    """A wrong length may make one text of all that follows, such as the patient's name."""
+    text = "1.2.840.10008.5.1.4.1.1.7\0\0DOE^JANE\0" + "x" * 500
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PixelData=None)
+    dataset = pydicom.dcmread(path)
+    dataset.SOPClassUID = text
+    dataset.save_as(path)
+    with pytest.raises(OneRoundError, match="does not say what it is") as caught:
+        read_original(path)
+    assert "DOE" not in str(caught.value)
+    with pytest.raises(OneRoundError) as caught:
+        read_original(write_dicom(path, RAMP, PhotometricInterpretation=text))
+    assert len(caught.value.reason) < 200
+    assert caught.value.reason.isprintable()
+
+
 def test_images_of_radiotherapy_and_of_thickness_are_images(tmp_path):
     for uid in ("481.1", "77.1.4", "6.2", "81.1"):
         path = write_dicom(tmp_path / "a.dcm", RAMP, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{uid}")

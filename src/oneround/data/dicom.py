@@ -24,7 +24,7 @@ from oneround.data.dicom_gray import (
 from oneround.data.dicom_jpeg import codestream, decode_extended, require_consistent
 from oneround.data.dicom_lut import read_palette
 from oneround.data.frames import DIM, chosen_frames
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, printable
 from oneround.study import ImageSpec
 
 INSTALL = "Install it with `pip install 'oneround[dicom]'`."
@@ -112,6 +112,11 @@ class DicomImage:
     one_bit: bool
 
 
+def _line(text: object, longest: int = 200) -> str:
+    """A text that may hold bytes of a damaged file, as part of a sentence."""
+    return printable(" ".join(str(text).split()).rstrip("."), longest)
+
+
 def looks_like_dicom(head: bytes) -> bool:
     """Whether a file with these first 132 bytes is DICOM, with the usual preamble or without."""
     return head[128:132] == b"DICM" or head[:2] in STARTS
@@ -129,7 +134,7 @@ def read_dicom(path: str | os.PathLike[str], image: ImageSpec) -> DicomImage:
     except (OneRoundError, MemoryError):
         raise
     except Exception as error:  # a damaged file can make pydicom raise nearly anything
-        cause = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        cause = _line(error) or type(error).__name__
         raise OneRoundError(f"cannot be read as an image: {cause}.", remedy=EXPORT) from error
 
 
@@ -214,7 +219,7 @@ def _refuse_no_image(dataset: Any) -> None:
         raise OneRoundError(f"is {NO_IMAGES[max(kinds, key=len)]}.", remedy=LEAVE_OUT)
     if not has_pixels:
         name = str(getattr(dataset.get("SOPClassUID"), "name", "")).removesuffix(" Storage")
-        if not name:
+        if not name or name == dataset.SOPClassUID:  # nothing, or a text that is no known class
             raise ValueError("it has no pixels and does not say what it is; it may be cut off")
         raise OneRoundError(f"is a DICOM file without pixels ({name}).", remedy=LEAVE_OUT)
 
@@ -260,7 +265,7 @@ def _refuse_unsupported(dataset: Any) -> None:
     kind, samples = dataset.PhotometricInterpretation, int(dataset.SamplesPerPixel)
     expected = 3 if kind.startswith("YBR_") else SAMPLES.get(kind)
     if expected is None:
-        raise ValueError(f"photometric interpretation {kind} is not supported")
+        raise ValueError(f"photometric interpretation {_line(kind, 40)} is not supported")
     if samples != expected:
         raise ValueError(f"{samples} values for a pixel do not fit its kind of color, {kind}")
     if expected == 3 and dataset.get("PixelRepresentation") == 1:
@@ -300,12 +305,13 @@ def _require_decoder(syntax: Any) -> None:
         names = _decoders_of(syntax)
     except NotImplementedError as error:
         raise OneRoundError(
-            f"its pixels are stored as {syntax.name}, which is not read.",
+            f"its pixels are stored as {_line(syntax.name)}, which is not read.",
             remedy="Export single images from it, as PNG or as DICOM without compression.",
         ) from error
     if not names:
         raise OneRoundError(
-            f"its pixels are compressed ({syntax.name}), and no decoder for that is installed.",
+            f"its pixels are compressed ({_line(syntax.name)}), and no decoder for that is "
+            "installed.",
             remedy=INSTALL,
         )
 
@@ -325,7 +331,7 @@ def _decoded(dataset: Any, index: int) -> npt.NDArray[Any]:
     names = _decoders_of(syntax)
     if names == ["gdcm"]:
         stream = codestream(dataset, index)
-        require_consistent(stream, dataset)
+        require_consistent(stream, dataset, lossless=syntax != EXTENDED_JPEG)
         if syntax == EXTENDED_JPEG and int(dataset.BitsStored) > 8:
             return decode_extended(stream, dataset)
     plugins = [name for name in names if name != "gdcm"][::-1] or names
@@ -344,8 +350,8 @@ def _decoded(dataset: Any, index: int) -> npt.NDArray[Any]:
 
 
 def _damaged(syntax: Any, error: Exception) -> OneRoundError:
-    cause = " ".join(str(error).splitlines()[-1:]).strip().rstrip(".") or type(error).__name__
-    how = f" ({syntax.name})" if syntax.is_encapsulated else ""
+    cause = _line(str(error).rpartition("\n")[2]) or type(error).__name__
+    how = f" ({_line(syntax.name)})" if syntax.is_encapsulated else ""
     return OneRoundError(
         f"its pixels cannot be decoded{how}, so they are damaged or incomplete, or of a kind that "
         f"the decoder does not know: {cause}.",

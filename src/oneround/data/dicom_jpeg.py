@@ -21,13 +21,15 @@ def codestream(dataset: Any, index: int) -> bytes:
     return bytes(get_frame(dataset.PixelData, index, number_of_frames=count))
 
 
-def require_consistent(stream: bytes, dataset: Any) -> None:
+def require_consistent(stream: bytes, dataset: Any, *, lossless: bool) -> None:
     """Refuse a JPEG codestream of another size, depth or kind than the header of its file says.
 
     Raises:
         ValueError: it is one, or has no frame header (ITU-T T.81, B.2.2).
     """
-    bits, rows, columns, samples = _frame_header(stream)
+    kind, bits, rows, columns, samples = _frame_header(stream)
+    if kind not in ((0xC3,) if lossless else (0xC0, 0xC1)):
+        raise ValueError("its codestream has another kind of compression than its header says")
     stored, allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)
     if (rows, columns, samples) != (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel):
         raise ValueError(f"its codestream has {columns} x {rows} pixels of {samples} values")
@@ -35,13 +37,13 @@ def require_consistent(stream: bytes, dataset: Any) -> None:
         raise ValueError(f"its codestream has {bits} bits, and its header {stored} of {allocated}")
 
 
-def _frame_header(stream: bytes) -> tuple[int, int, int, int]:
-    """Bits, rows, columns and values per pixel."""
+def _frame_header(stream: bytes) -> tuple[int, int, int, int, int]:
+    """Marker (which is the kind of compression), bits, rows, columns and values per pixel."""
     position = 2
     while position + 10 <= len(stream) and stream[position] == 0xFF:
         marker, length = struct.unpack_from(">BH", stream, position + 1)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return struct.unpack_from(">BHHB", stream, position + 4)
+            return (marker, *struct.unpack_from(">BHHB", stream, position + 4))
         position += 2 + length
     raise ValueError("its codestream has no frame header")
 
