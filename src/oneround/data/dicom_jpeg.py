@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+SEGMENTS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, comments, applications
+"""Markers of JPEG (ITU-T T.81, B.1) that begin a frame, and others that may stand before a scan."""
+
 
 def codestream(dataset: Any, index: int) -> bytes:
     """The codestream of one frame."""
@@ -38,14 +42,27 @@ def require_consistent(stream: bytes, dataset: Any, *, lossless: bool) -> None:
 
 
 def _frame_header(stream: bytes) -> tuple[int, int, int, int, int]:
-    """Marker (which is the kind of compression), bits, rows, columns and values per pixel."""
-    position = 2
-    while position + 10 <= len(stream) and stream[position] == 0xFF:
+    """Marker (which is the kind of compression), bits, rows, columns and values per pixel.
+
+    Raises:
+        ValueError: a segment before the scan is damaged, or there is none of the frame.
+    """
+    position, found = 2, None
+    while position + 4 <= len(stream) and stream[position] == 0xFF:
         marker, length = struct.unpack_from(">BH", stream, position + 1)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return (marker, *struct.unpack_from(">BHHB", stream, position + 4))
+        if marker == 0xDA and found:
+            return found
+        if marker in FRAMES and position + 10 <= len(stream) and not found:
+            found = (marker, *struct.unpack_from(">BHHB", stream, position + 4))
+        elif marker not in SEGMENTS or _has_unknown_colors(stream[position + 4 : position + 16]):
+            break
         position += 2 + length
-    raise ValueError("its codestream has no frame header")
+    raise ValueError("the header of its codestream is damaged")
+
+
+def _has_unknown_colors(segment: bytes) -> bool:
+    """Whether a segment is Adobe's, with a transform of colors that is neither none nor YCbCr."""
+    return segment.startswith(b"Adobe") and segment[11:12] > b"\x01"
 
 
 def decode_extended(stream: bytes, dataset: Any) -> npt.NDArray[np.uint16]:
