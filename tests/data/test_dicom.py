@@ -58,11 +58,9 @@ def file(name):
 
 
 def decoded(dataset, index):
-    """One frame by another decoder than the first, where there is one."""
+    """One frame by GDCM, which the reader asks last; of RLE, by the only decoder."""
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-    plugin = decoder.available_plugins[-1] if decoder.is_encapsulated else ""
-    if dataset.filename.endswith("TextGBR.dcm"):
-        plugin = "pylibjpeg"  # Pillow does not decode it
+    plugin = decoder.available_plugins[0] if decoder.is_encapsulated else ""
     return decoder.as_array(dataset, index=index, decoding_plugin=plugin)[0]
 
 
@@ -129,6 +127,13 @@ def test_gray_levels_of_real_files(name):
     assert original.notices == ()
 
 
+def test_jpeg_lossless():
+    """Values as pydicom's own tests state them; smallest and largest 0 and 278."""
+    pixels = read_original(file("JPEG-LL.dcm"))[0].numpy() * 278
+    expected = [60, 58, 61, 68, 59, 65, 64, 67]
+    np.testing.assert_allclose(pixels[400, 124:132], expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["JPGExtended.dcm", "JPEG-lossy.dcm"])
 def test_12_bit_jpeg(name):
     """Values as pydicom's own tests state them; smallest and largest 0 and 264."""
@@ -136,6 +141,36 @@ def test_12_bit_jpeg(name):
     assert pixels.shape == (1024, 256)
     assert pixels[420, 140] == pytest.approx(244, abs=1e-3)
     assert pixels[230, 120] == pytest.approx(95, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "syntax", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "RLELossless"]
+)
+@pytest.mark.parametrize("low", [0, -2048])
+def test_lossless_files_of_gdcm(tmp_path, syntax, low):
+    """As the same file without compression: unsigned and signed values of 12 bits."""
+    import gdcm
+
+    values = (RAMP.astype(int) + low).astype(np.int16 if low else np.uint16)
+    tags = {"BitsStored": 12, "WindowCenter": 2048 + low, "WindowWidth": 3000}
+    path = write_dicom(tmp_path / "a.dcm", values, **tags)
+    reader, change, writer = (
+        gdcm.ImageReader(),
+        gdcm.ImageChangeTransferSyntax(),
+        gdcm.ImageWriter(),
+    )
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(tmp_path / "b.dcm"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    assert pydicom.dcmread(tmp_path / "b.dcm").file_meta.TransferSyntaxUID.is_encapsulated
+    assert torch.equal(read_original(tmp_path / "b.dcm"), read_original(path))
 
 
 def high_throughput_codestream(side=64):
@@ -315,6 +350,22 @@ def test_an_image_without_its_pixels_is_called_by_its_name(tmp_path):
         read_original(path)
 
 
+def test_a_damaged_header_is_not_printed(tmp_path):
+    """A wrong length may make one text of all that follows, such as the patient's name."""
+    text = "1.2.840.10008.5.1.4.1.1.7\0\0DOE^JANE\0" + "x" * 500
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PixelData=None)
+    dataset = pydicom.dcmread(path)
+    dataset.SOPClassUID = text
+    dataset.save_as(path)
+    with pytest.raises(OneRoundError, match="does not say what it is") as caught:
+        read_original(path)
+    assert "DOE" not in str(caught.value)
+    with pytest.raises(OneRoundError) as caught:
+        read_original(write_dicom(path, RAMP, PhotometricInterpretation=text))
+    assert len(caught.value.reason) < 200
+    assert caught.value.reason.isprintable()
+
+
 def test_images_of_radiotherapy_and_of_thickness_are_images(tmp_path):
     for uid in ("481.1", "77.1.4", "6.2", "81.1"):
         path = write_dicom(tmp_path / "a.dcm", RAMP, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{uid}")
@@ -405,6 +456,21 @@ def test_a_missing_decoder_is_named(tmp_path, monkeypatch, syntax):
     with pytest.raises(OneRoundError, match="no decoder for that is installed") as caught:
         read_original(compressed(tmp_path / "a.dcm", syntax))
     assert caught.value.remedy == "Install it with `pip install 'oneround[dicom]'`."
+
+
+@pytest.mark.parametrize("name", ["JPEG-LL.dcm", "JPGExtended.dcm"])
+@pytest.mark.parametrize(
+    "tags",
+    [{"BitsAllocated": 8, "BitsStored": 8}, {"BitsAllocated": 32}, {"Rows": 7}, {"Columns": 9999}],
+)
+def test_a_codestream_that_contradicts_its_header_does_not_end_the_process(tmp_path, name, tags):
+    """As GDCM does on some of these."""
+    dataset = pydicom.dcmread(file(name))
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(tmp_path / "a.dcm")
+    with pytest.raises(OneRoundError, match="its codestream has"):
+        read_original(tmp_path / "a.dcm")
 
 
 def test_a_video_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import torch
 import typer
 from packaging.requirements import Requirement
+from rich.markup import escape
 from rich.table import Table
 
 from oneround.cli.console import AsJson, out, print_json, say
@@ -39,7 +40,7 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         table = Table(show_header=False)
         for name, value in {**facts, **packages, **_dicom()}.items():
-            table.add_row(name, str(value))
+            table.add_row(name, escape(str(value)))
         out.print(table)
         for name in missing:
             say(f"missing: {name}", "red")

@@ -21,9 +21,10 @@ from oneround.data.dicom_gray import (
     is_little_endian,
     stored_values,
 )
+from oneround.data.dicom_jpeg import codestream, decode_extended, require_consistent
 from oneround.data.dicom_lut import read_palette
 from oneround.data.frames import DIM, chosen_frames
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, printable
 from oneround.study import ImageSpec
 
 INSTALL = "Install it with `pip install 'oneround[dicom]'`."
@@ -111,6 +112,11 @@ class DicomImage:
     one_bit: bool
 
 
+def _line(text: object, longest: int = 200) -> str:
+    """A text that may hold bytes of a damaged file, as part of a sentence."""
+    return printable(" ".join(str(text).split()).rstrip("."), longest)
+
+
 def looks_like_dicom(head: bytes) -> bool:
     """Whether a file with these first 132 bytes is DICOM, with the usual preamble or without."""
     return head[128:132] == b"DICM" or head[:2] in STARTS
@@ -124,11 +130,11 @@ def read_dicom(path: str | os.PathLike[str], image: ImageSpec) -> DicomImage:
     """
     try:
         pydicom = _pydicom()
-        return _read(pydicom.dcmread(path, force=True), path, image)
+        return _read(pydicom.dcmread(path, force=True), image)
     except (OneRoundError, MemoryError):
         raise
     except Exception as error:  # a damaged file can make pydicom raise nearly anything
-        cause = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        cause = _line(error) or type(error).__name__
         raise OneRoundError(f"cannot be read as an image: {cause}.", remedy=EXPORT) from error
 
 
@@ -181,14 +187,14 @@ def _pydicom() -> Any:
     return pydicom
 
 
-def _read(dataset: Any, path: str | os.PathLike[str], image: ImageSpec) -> DicomImage:
+def _read(dataset: Any, image: ImageSpec) -> DicomImage:
     _refuse_no_image(dataset)
     _complete(dataset)
     _refuse_unsupported(dataset)
     count = max(1, int(dataset.get("NumberOfFrames") or 1))
     notices: set[str] = set()
     frames = []
-    for index, cells in _cells(dataset, path, chosen_frames(count, image)):
+    for index, cells in _cells(dataset, chosen_frames(count, image)):
         pixels, found = _pixels(cells, dataset, index, image)
         frames.append(pixels)
         notices |= found
@@ -213,7 +219,7 @@ def _refuse_no_image(dataset: Any) -> None:
         raise OneRoundError(f"is {NO_IMAGES[max(kinds, key=len)]}.", remedy=LEAVE_OUT)
     if not has_pixels:
         name = str(getattr(dataset.get("SOPClassUID"), "name", "")).removesuffix(" Storage")
-        if not name:
+        if not name or name == dataset.SOPClassUID:  # nothing, or a text that is no known class
             raise ValueError("it has no pixels and does not say what it is; it may be cut off")
         raise OneRoundError(f"is a DICOM file without pixels ({name}).", remedy=LEAVE_OUT)
 
@@ -259,7 +265,7 @@ def _refuse_unsupported(dataset: Any) -> None:
     kind, samples = dataset.PhotometricInterpretation, int(dataset.SamplesPerPixel)
     expected = 3 if kind.startswith("YBR_") else SAMPLES.get(kind)
     if expected is None:
-        raise ValueError(f"photometric interpretation {kind} is not supported")
+        raise ValueError(f"photometric interpretation {_line(kind, 40)} is not supported")
     if samples != expected:
         raise ValueError(f"{samples} values for a pixel do not fit its kind of color, {kind}")
     if expected == 3 and dataset.get("PixelRepresentation") == 1:
@@ -272,9 +278,7 @@ def _refuse_unsupported(dataset: Any) -> None:
         raise ValueError(f"{rows} x {columns} pixels are more than {2 * limit}")
 
 
-def _cells(
-    dataset: Any, path: str | os.PathLike[str], indices: range
-) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def _cells(dataset: Any, indices: range) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Index and decoded pixel cells, (H, W) or (H, W, 3) of RGB, of each chosen frame.
 
     Raises:
@@ -283,7 +287,7 @@ def _cells(
     _require_decoder(dataset.file_meta.TransferSyntaxUID)
     for index in indices:
         try:
-            cells = _decoded(dataset, path, index)
+            cells = _decoded(dataset, index)
         except MemoryError:
             raise
         except Exception as error:
@@ -301,52 +305,58 @@ def _require_decoder(syntax: Any) -> None:
         names = _decoders_of(syntax)
     except NotImplementedError as error:
         raise OneRoundError(
-            f"its pixels are stored as {syntax.name}, which is not read.",
+            f"its pixels are stored as {_line(syntax.name)}, which is not read.",
             remedy="Export single images from it, as PNG or as DICOM without compression.",
         ) from error
     if not names:
         raise OneRoundError(
-            f"its pixels are compressed ({syntax.name}), and no decoder for that is installed.",
+            f"its pixels are compressed ({_line(syntax.name)}), and no decoder for that is "
+            "installed.",
             remedy=INSTALL,
         )
 
 
-def _decoded(dataset: Any, path: str | os.PathLike[str], index: int) -> npt.NDArray[Any]:
-    """Pixel cells of one frame, with all their bits; pydicom turns YBR into RGB."""
+def _decoded(dataset: Any, index: int) -> npt.NDArray[Any]:
+    """Pixel cells of one frame, with all their bits, by the first decoder that can.
+
+    pydicom turns YBR into RGB. GDCM is asked where there is no other decoder.
+
+    Raises:
+        ValueError: the colors are of a kind that is not supported.
+        Exception: the last decoder's.
+    """
     from pydicom.pixels import get_decoder
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax == EXTENDED_JPEG and int(dataset.BitsStored) > 8:
-        return _extended_jpeg(dataset, path, index)
-    cells, facts = get_decoder(syntax).as_array(dataset, index=index, correct_unused_bits=False)
+    names = _decoders_of(syntax)
+    if names == ["gdcm"]:
+        stream = codestream(dataset, index)
+        require_consistent(stream, dataset, lossless=syntax != EXTENDED_JPEG)
+        if syntax == EXTENDED_JPEG and int(dataset.BitsStored) > 8:
+            return decode_extended(stream, dataset)
+    plugins = [name for name in names if name != "gdcm"][::-1] or names
+    for name in plugins if syntax.is_encapsulated else [""]:
+        try:
+            cells, facts = get_decoder(syntax).as_array(
+                dataset, index=index, correct_unused_bits=False, decoding_plugin=name
+            )
+            break
+        except RuntimeError:  # as pydicom calls the failure of a decoder
+            if name == plugins[-1]:
+                raise
     if cells.ndim == 3 and facts["photometric_interpretation"] != "RGB":
         raise ValueError(f"colors in {facts['photometric_interpretation']} are not supported")
     return np.asarray(cells)
 
 
 def _damaged(syntax: Any, error: Exception) -> OneRoundError:
-    cause = " ".join(str(error).splitlines()[-1:]).strip().rstrip(".") or type(error).__name__
-    how = f" ({syntax.name})" if syntax.is_encapsulated else ""
+    cause = _line(str(error).rpartition("\n")[2]) or type(error).__name__
+    how = f" ({_line(syntax.name)})" if syntax.is_encapsulated else ""
     return OneRoundError(
         f"its pixels cannot be decoded{how}, so they are damaged or incomplete, or of a kind that "
         f"the decoder does not know: {cause}.",
         remedy=DAMAGED if syntax.is_encapsulated else EXPORT,
     )
-
-
-def _extended_jpeg(
-    dataset: Any, path: str | os.PathLike[str], index: int
-) -> npt.NDArray[np.uint16]:
-    """A frame of JPEG with more than 8 bits, (H, W), which GDCM reads and pydicom does not."""
-    import gdcm
-
-    reader = gdcm.ImageReader()
-    reader.SetFileName(os.fspath(path))
-    buffer = reader.GetImage().GetBuffer() if reader.Read() else None
-    if buffer is None or int(dataset.SamplesPerPixel) != 1:
-        raise ValueError("GDCM does not read it")
-    cells = np.frombuffer(buffer.encode("utf-8", "surrogateescape"), "<u2")
-    return np.asarray(cells.reshape(-1, int(dataset.Rows), int(dataset.Columns))[index])
 
 
 def _pixels(
