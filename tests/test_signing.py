@@ -91,8 +91,33 @@ def test_another_key_under_the_name_of_the_right_one(
     good = json.loads(signing.sign(CONTENTS, north.private))
     forged = json.loads(signing.sign(CONTENTS, other.private))
     forged["verificationMaterial"] = good["verificationMaterial"]
+    compact = json.dumps(forged, separators=(",", ":")).encode()
     with pytest.raises(WrongSignatureError):
-        signing.verify(CONTENTS, json.dumps(forged).encode(), signing.read_public_key(north.public))
+        signing.verify(CONTENTS, compact, signing.read_public_key(north.public))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s + b"\n",
+        lambda s: s.replace(b'","', b'", "', 1),
+        lambda s: s.replace(b'{"mediaType"', b'{"note":"unsigned","mediaType"'),
+        lambda s: s.replace(b'"keyid":""', b'"keyid":"unsigned"'),
+        lambda s: s.replace(b'"keyid":""}]', b'"keyid":""},{"sig":"AAAA","keyid":""}]'),
+        lambda s: s.replace(b'"publicKey":{', b'"publicKey":{"rawBytes":"AAAA",'),
+        lambda s: s.replace(b'"tlogEntries":[]', b'"tlogEntries":[],"x":1'),
+        lambda s: s.replace(b'"payload":"', b'"payload":"-'),
+        lambda s: s.replace(b"application/vnd.in-toto", b"application\\/vnd.in-toto"),
+    ],
+)
+def test_nothing_unsigned_travels_in_a_signature(
+    north: signing.KeyFiles, public: str, change: Callable[[bytes], bytes]
+) -> None:
+    signature = signing.sign(CONTENTS, north.private)
+    changed = change(signature)
+    assert changed != signature
+    with pytest.raises(WrongSignatureError):
+        signing.verify(CONTENTS, changed, public)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,7 @@ def verify(contents: Mapping[str, bytes], signature: bytes, public_key: str) -> 
         pem.write_text(_to_pem(public_key))
         try:
             verifying.Config().use_elliptic_key_verifier(public_key=pem).verify(model, file)
+            _require_signature_alone(signature, public_key)
             covered = _covered(signature)
         except Exception as error:  # from a stranger's bytes the library raises many kinds
             reason = str(error).split("\n")[0].partition(": ")[0][:200] or type(error).__name__
@@ -305,6 +306,33 @@ def needs_passphrase(path: str | os.PathLike[str]) -> bool:
     """Whether a ``.key`` or ``.identity`` file is protected by a passphrase."""
     content = _bytes(path)
     return is_encrypted(content) or b"BEGIN ENCRYPTED PRIVATE KEY" in content
+
+
+def _require_signature_alone(signature: bytes, public_key: str) -> None:
+    """Refuse a bundle that carries more than a statement and its signature.
+
+    Raises:
+        ValueError: there are other keys, spaces or characters, which nothing covers.
+    """
+    envelope = json.loads(signature)["dsseEnvelope"]
+    hint = hashlib.sha256(_to_pem(public_key).encode()).hexdigest()
+    alone = {
+        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": _base64_again(envelope["payload"]),
+            "payloadType": "application/vnd.in-toto+json",
+            "signatures": [{"sig": _base64_again(envelope["signatures"][0]["sig"]), "keyid": ""}],
+        },
+    }
+    if json.loads(signature) != alone:
+        raise ValueError("it holds more than a signature")
+    if signature != json.dumps(alone, separators=(",", ":")).encode():
+        raise ValueError("it is not written as a signature is")
+
+
+def _base64_again(text: str) -> str:
+    return base64.b64encode(base64.b64decode(text)).decode()
 
 
 def _covered(signature: bytes) -> set[str]:
