@@ -189,7 +189,8 @@ def _json_text(text: bytes, chance: random.Random) -> bytes:
     return chance.choice((
         text[:-1] + b',"site":"south"}', b"\xef\xbb\xbf" + text, text.replace(b"120", b"1e999"),
         text.replace(b"120", b"9" * 5000), text.replace(b"120", b"NaN"), b"[" + text + b"]", nested,
-        text.replace(b"120", nested), text.decode("utf-8", "replace").encode("utf-16"), b"", b"null",
+        text.replace(b"120", nested), text.decode("utf-8", "replace").encode("utf-16"), b"",
+        b"null",
     ))  # fmt: skip
 
 
@@ -329,7 +330,7 @@ def main() -> int:
             if options.out:
                 with options.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-    print(json.dumps({"bad": bad, "codes": dict(total.most_common())}, indent=1))
+    sys.stdout.write(json.dumps({"bad": bad, "codes": dict(total.most_common())}, indent=1) + "\n")
     return int(bad > 0)
 
 

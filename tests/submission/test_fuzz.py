@@ -23,8 +23,10 @@ def test_no_damaged_file_raises(kit: fuzz.Kit) -> None:
     tally = fuzz.run(kit, 0, 20, 300)
     assert not tally.failures
     assert fuzz.peak_bytes() - before < fuzz.MORE_BYTES
-    deep = {"accepted", "manifest-invalid", "tensor-layout", "weights-not-finite", "not-safetensors",
-            "wrong-signature", "other-recipient"}  # fmt: skip
+    deep = {
+        "accepted", "manifest-invalid", "tensor-layout", "weights-not-finite",
+        "not-safetensors", "wrong-signature", "other-recipient",
+    }  # fmt: skip
     assert deep <= set(tally.codes)
 
 
