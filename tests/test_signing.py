@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from oneround import signing
 from oneround.errors import OneRoundError
 from oneround.signing import WrongIdentityError, WrongSignatureError
+from oneround.study import Study
 
 CONTENTS = {"manifest.json": b"{}", "model.safetensors": bytes(range(256))}
 
@@ -91,8 +94,33 @@ def test_another_key_under_the_name_of_the_right_one(
     good = json.loads(signing.sign(CONTENTS, north.private))
     forged = json.loads(signing.sign(CONTENTS, other.private))
     forged["verificationMaterial"] = good["verificationMaterial"]
+    compact = json.dumps(forged, separators=(",", ":")).encode()
     with pytest.raises(WrongSignatureError):
-        signing.verify(CONTENTS, json.dumps(forged).encode(), signing.read_public_key(north.public))
+        signing.verify(CONTENTS, compact, signing.read_public_key(north.public))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s + b"\n",
+        lambda s: s.replace(b'","', b'", "', 1),
+        lambda s: s.replace(b'{"mediaType"', b'{"note":"unsigned","mediaType"'),
+        lambda s: s.replace(b'"keyid":""', b'"keyid":"unsigned"'),
+        lambda s: s.replace(b'"keyid":""}]', b'"keyid":""},{"sig":"AAAA","keyid":""}]'),
+        lambda s: s.replace(b'"publicKey":{', b'"publicKey":{"rawBytes":"AAAA",'),
+        lambda s: s.replace(b'"tlogEntries":[]', b'"tlogEntries":[],"x":1'),
+        lambda s: s.replace(b'"payload":"', b'"payload":"-'),
+        lambda s: s.replace(b"application/vnd.in-toto", b"application\\/vnd.in-toto"),
+    ],
+)
+def test_nothing_unsigned_travels_in_a_signature(
+    north: signing.KeyFiles, public: str, change: Callable[[bytes], bytes]
+) -> None:
+    signature = signing.sign(CONTENTS, north.private)
+    changed = change(signature)
+    assert changed != signature
+    with pytest.raises(WrongSignatureError):
+        signing.verify(CONTENTS, changed, public)
 
 
 @pytest.mark.parametrize(
@@ -226,3 +254,46 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, public: str
     with pytest.raises(OneRoundError, match="model_signing") as caught:
         signing.verify(CONTENTS, b"{}", public)
     assert "oneround[secure]" in caught.value.remedy
+
+
+@pytest.mark.parametrize("make", [signing.new_signing_key, signing.new_encryption_key])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_full_disk_leaves_no_half_of_a_key(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], signing.KeyFiles],
+    call: int,
+) -> None:
+    calls = iter(range(1, 99))
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(calls) == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OneRoundError, match="No space left on device") as caught:
+        make(tmp_path / "north")
+    assert "Make room" in caught.value.remedy
+    assert os.listdir(tmp_path) == []
+    monkeypatch.undo()
+    made = make(tmp_path / "north")
+    assert {file.name for file in made} == set(os.listdir(tmp_path))
+
+
+def test_a_mistyped_recipient_is_known_by_its_checksum(tmp_path: Path) -> None:
+    pair = signing.new_encryption_key(tmp_path / "coordinator")
+    right = signing.read_recipient(pair.public)
+    wrong = right[:-1] + ("q" if right[-1] != "q" else "p")
+    pair.public.write_text(wrong)
+    with pytest.raises(OneRoundError, match="checksum") as caught:
+        signing.read_recipient(pair.public)
+    assert caught.value.file == str(pair.public)
+    study = tmp_path / "study.toml"
+    study.write_text(f'name = "x"\nclasses = ["a", "b"]\n[submission]\nencrypt_to = "{wrong}"\n')
+    with pytest.raises(OneRoundError, match="checksum") as caught:
+        Study.read(study)
+    assert caught.value.file == str(study)
+    with pytest.raises(OneRoundError, match="checksum"):
+        signing.encrypt(b"", wrong)

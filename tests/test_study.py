@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneround.errors import OneRoundError, RenamedWarning
-from oneround.study import ArchitectureSpec, ImageSpec, Study, preset
+from oneround.schema import parse_assignment
+from oneround.study import ArchitectureSpec, ImageSpec, Study, SubmissionSpec, preset
 from tests.tiny import IMAGE, STUDY
 
 TEXT = """
@@ -233,3 +234,23 @@ def test_the_table_of_the_version_before(tmp_path: Path) -> None:
     assert before.hash == now.hash
     with pytest.raises(OneRoundError, match="hand_in"):
         read(tmp_path, f"{TEXT}[submission]\nat_least = 2\n[hand_in]\nat_least = 2\n")
+
+
+def test_all_expected_sites_are_needed_unless_the_study_says_another_number() -> None:
+    study = Study(name="x", classes=("a", "b"))
+    assert study.at_least == 2
+    assert study.model_copy(update={"sites": ("a", "b", "c")}).at_least == 3
+    with_key = study.model_copy(update={"submission": SubmissionSpec(keys={"north": KEY})})
+    assert with_key.at_least == 1
+    few = SubmissionSpec(at_least=1)
+    assert study.model_copy(update={"sites": ("a", "b"), "submission": few}).at_least == 1
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
+def test_values_that_no_parser_takes(tmp_path: Path, value: str) -> None:
+    with pytest.raises(OneRoundError) as caught:
+        read(tmp_path, f"{TEXT}seed = {value}\n")
+    assert caught.value.file
+    with pytest.raises(OneRoundError, match=r"training\.epochs") as caught:
+        parse_assignment(f"training.epochs={value}")
+    assert caught.value.remedy

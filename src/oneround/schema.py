@@ -159,6 +159,11 @@ def parse_assignment(text: str) -> dict[str, object]:
         content = tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
         content = value
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise OneRoundError(
+            f"the value of {printable(key, 40)} is no value ({printable(str(error), 100)}).",
+            remedy="Write, e.g., inversion.steps=300.",
+        ) from error
     for part in reversed(key.strip().split(".")):
         content = {part: content}
     assert isinstance(content, dict)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from oneround.errors import OneRoundError
-from oneround.files import write_atomic
+from oneround.files import hidden_part, name_part, sync_folder, write_atomic
 from oneround.schema import PublicKey, Recipient
 
 SIGNATURE_SUFFIX = ".sig"
@@ -110,8 +110,31 @@ def read_recipient(path: str | os.PathLike[str]) -> str:
     Raises:
         OneRoundError: the file cannot be read, or is not an age recipient.
     """
-    text = _text(path)
-    return _validated(Recipient, text.strip(), path, "an age recipient", ".recipient")
+    text = _text(path).strip()
+    return require_recipient(
+        _validated(Recipient, text, path, "an age recipient", ".recipient"), path
+    )
+
+
+def require_recipient(recipient: str, file: str | os.PathLike[str] | None = None) -> str:
+    """``recipient``, if its checksum is right; that is looked at where ``pyrage`` is installed.
+
+    Raises:
+        OneRoundError: a character of it is wrong.
+    """
+    try:
+        pyrage = import_module("pyrage")
+    except ModuleNotFoundError:
+        return recipient
+    try:
+        pyrage.x25519.Recipient.from_str(recipient)
+    except pyrage.RecipientError as error:
+        raise OneRoundError(
+            f"the age recipient {recipient} is mistyped: its checksum is wrong.",
+            file=file,
+            remedy="Copy the line of the .recipient file that `oneround keys new` wrote.",
+        ) from error
+    return recipient
 
 
 def public_key_of(private: str | os.PathLike[str], passphrase: str | None = None) -> str:
@@ -185,6 +208,7 @@ def verify(contents: Mapping[str, bytes], signature: bytes, public_key: str) -> 
         pem.write_text(_to_pem(public_key))
         try:
             verifying.Config().use_elliptic_key_verifier(public_key=pem).verify(model, file)
+            _require_signature_alone(signature, public_key)
             covered = _covered(signature)
         except Exception as error:  # from a stranger's bytes the library raises many kinds
             reason = str(error).split("\n")[0].partition(": ")[0][:200] or type(error).__name__
@@ -247,6 +271,7 @@ def is_encrypted(content: bytes) -> bool:
 def encrypt(content: bytes, recipient: str) -> bytes:
     """``content`` as an age file that only the owner of ``recipient`` can open."""
     pyrage = _package("pyrage")
+    require_recipient(recipient)
     encrypted: bytes = pyrage.encrypt(content, [pyrage.x25519.Recipient.from_str(recipient)])
     return encrypted
 
@@ -307,6 +332,33 @@ def needs_passphrase(path: str | os.PathLike[str]) -> bool:
     return is_encrypted(content) or b"BEGIN ENCRYPTED PRIVATE KEY" in content
 
 
+def _require_signature_alone(signature: bytes, public_key: str) -> None:
+    """Refuse a bundle that carries more than a statement and its signature.
+
+    Raises:
+        ValueError: there are other keys, spaces or characters, which nothing covers.
+    """
+    envelope = json.loads(signature)["dsseEnvelope"]
+    hint = hashlib.sha256(_to_pem(public_key).encode()).hexdigest()
+    alone = {
+        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": _base64_again(envelope["payload"]),
+            "payloadType": "application/vnd.in-toto+json",
+            "signatures": [{"sig": _base64_again(envelope["signatures"][0]["sig"]), "keyid": ""}],
+        },
+    }
+    if json.loads(signature) != alone:
+        raise ValueError("it holds more than a signature")
+    if signature != json.dumps(alone, separators=(",", ":")).encode():
+        raise ValueError("it is not written as a signature is")
+
+
+def _base64_again(text: str) -> str:
+    return base64.b64encode(base64.b64decode(text)).decode()
+
+
 def _covered(signature: bytes) -> set[str]:
     payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
     return {resource["name"] for resource in payload["predicate"]["resources"]}
@@ -337,15 +389,38 @@ def _write_pair(stem: Path, private: tuple[str, bytes], public: tuple[str, bytes
             )
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        for file, content, mode in zip(files, (private[1], public[1]), (0o600, 0o644), strict=True):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with os.fdopen(os.open(file, flags, mode), "wb") as opened:
-                opened.write(content)
+        with (
+            hidden_part(files.private, private=True) as secret,
+            hidden_part(files.public) as shown,
+        ):
+            secret.write(private[1])
+            shown.write(public[1])
+            _settle_both((secret, shown), files)
     except OSError as error:
         raise OneRoundError(
-            f"cannot write: {error.strerror}.", file=stem, remedy="Choose another folder."
+            f"cannot write: {error.strerror}; there is no key.",
+            file=stem,
+            remedy="Make room or choose another folder, then run the same command again.",
         ) from error
     return files
+
+
+def _settle_both(parts: Sequence[BinaryIO], files: KeyFiles) -> None:
+    """Give both files their names, or none: a full disk has refused before, or is undone."""
+    for part in parts:
+        part.flush()
+        os.fsync(part.fileno())
+        part.close()
+    named = list[Path]()
+    try:
+        for part, file in zip(parts, files, strict=True):
+            name_part(Path(part.name), file, replace=False)
+            named.append(file)
+        sync_folder(files.private.parent)
+    except BaseException:
+        for file in named:
+            file.unlink()
+        raise
 
 
 def _pem(public_key: Any) -> bytes:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ from pydantic import (
 )
 
 from oneround.errors import OneRoundError, warn_renamed
-from oneround.files import sha256, write_atomic
+from oneround.files import parse_toml, sha256, write_atomic
 from oneround.schema import (
     NAME,
     Name,
@@ -203,14 +202,15 @@ class SubmissionSpec(Strict):
             signed with the key of its site.
         encrypt_to: Age recipient of the coordinator; submissions leave a site encrypted to it.
         deadline: Deadline of submissions: a time with its zone (ISO 8601), or a day (its end, UTC).
-        at_least: Number of submissions that are enough for a global model (k of n).
+        at_least: Number of submissions that are enough for a global model (k of n); ``None``:
+            see :attr:`Study.at_least`.
         smallest_cell: Smallest count in the metrics that a site sends back; others are left out.
     """
 
     keys: dict[Name, PublicKey] = Field(default_factory=dict)
     encrypt_to: Recipient | None = None
     deadline: datetime | None = None
-    at_least: int = Field(default=1, ge=1)
+    at_least: int | None = Field(default=None, ge=1)
     smallest_cell: int = Field(default=5, ge=1, le=1000)
 
     @field_validator("deadline", mode="before")
@@ -281,7 +281,7 @@ class Study(Strict):
             raise ValueError(
                 f"submission.keys: {', '.join(sorted(strangers))} is none of the sites"
             )
-        if self.sites and self.submission.at_least > len(self.sites):
+        if self.sites and self.at_least > len(self.sites):
             raise ValueError("submission.at_least is more than there are sites")
         return self
 
@@ -289,6 +289,16 @@ class Study(Strict):
     def task(self) -> Task:
         """Image and classes: the part of the study that a network needs."""
         return Task(self.image, self.classes)
+
+    @property
+    def expected_sites(self) -> tuple[str, ...]:
+        """Sites that are asked to submit: those that the study lists, or else all with a key."""
+        return self.sites or tuple(self.submission.keys)
+
+    @property
+    def at_least(self) -> int:
+        """Number of submissions that are enough: all expected sites by default, and 2 of any."""
+        return self.submission.at_least or len(self.expected_sites) or 2
 
     def agreement(self) -> dict[str, Any]:
         """Everything that must be equal at every site, in plain types: all but ``submission``.
@@ -355,20 +365,25 @@ class Study(Strict):
                 from oneround import signing
 
                 signing.require_signed_file(path, raw, signed_by)
-            content = tomllib.loads(raw.decode("utf-8-sig"))
+            content = parse_toml(raw.decode("utf-8-sig"))
         except OSError as error:
             raise OneRoundError(
                 f"cannot read the study: {error.strerror}.",
                 file=path,
                 remedy="Check the path; `oneround study init` writes a new one.",
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise OneRoundError(
                 f"not a TOML file: {error}.",
                 file=path,
                 remedy="Correct the line, or write a new study with `oneround study init`.",
             ) from error
-        return validated(cls, content, path)
+        study = validated(cls, content, path)
+        if study.submission.encrypt_to:
+            from oneround import signing
+
+            signing.require_recipient(study.submission.encrypt_to, path)
+        return study
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the study as TOML, atomically.

@@ -37,13 +37,24 @@ import fsspec
 from fsspec.callbacks import Callback
 
 from oneround.errors import OneRoundError
-from oneround.files import sha256
+from oneround.files import (
+    exclusive,
+    hidden_part,
+    is_abandoned,
+    is_part,
+    name_part,
+    part_name,
+    settle,
+    sha256,
+    sync_folder,
+)
 from oneround.runs.callbacks import Progress, silent
-from oneround.submission import FILE_NAME, LIMIT_BYTES
+from oneround.submission import FILE_NAME, LIMIT_BYTES, check_submission
 
 CHUNK = 1 << 20  # bytes that are read at once
 
 _WHOLE_AT_ONCE = ("s3", "https", "http")  # no half file is ever seen, or nothing can be renamed
+_FOLDER = ("", "file")
 _WEBDAV, _LOCAL = ("webdav", "webdavs", "dav", "davs"), ("localhost", "127.0.0.1", "::1")
 
 
@@ -154,20 +165,13 @@ class Carrier:
         with self._as_our_errors("sent"):
             if self.scheme not in _WHOLE_AT_ONCE and not self._files.isdir(self._root):
                 raise FileNotFoundError
+            self._remove_abandoned(file.name)
             there = self._digest(target, size, "comparing")
             if there == digest:
                 return Receipt(file.name, size, digest, compared=True, sent=False)
             if there is not None and not replace:
-                raise OneRoundError(
-                    "there is another file of this name.",
-                    file=f"{self.shown.rstrip('/')}/{file.name}",
-                    remedy="Give --replace if it is yours and older, or rename the file.",
-                )
-            hidden = f".{file.name}.{digest[:12]}.part"
-            part = target if self.scheme in _WHOLE_AT_ONCE else self._path(hidden)
-            compared = self._put(file, part, digest, size)
-            if part != target:
-                self._rename(part, target)
+                raise self._taken(file.name)
+            compared = self._put_whole(file, target, digest, size, replace=replace)
         return Receipt(file.name, size, digest, compared=compared, sent=True)
 
     def fetch(self, item: Item, folder: Path) -> Path:
@@ -176,18 +180,82 @@ class Carrier:
         Raises:
             OneRoundError: it is larger than a submission may be, or cannot be read.
         """
-        target, part = folder / item.name, folder / f".{item.name}.part"
+        self.collect(item, folder, replace=True)
+        return folder / item.name
+
+    def collect(self, item: Item, folder: Path, *, replace: bool = False) -> bool:
+        """Fetch a file into ``folder``, unless the same is there; other processes may do so, too.
+
+        Args:
+            item: file at the carrier.
+            folder: folder on this machine.
+            replace: whether it may take the place of another file of its name that may have been
+                accepted. One that no study accepts, such as half a file, is always replaced.
+
+        Returns:
+            Whether it was not there before.
+
+        Raises:
+            OneRoundError: there is another file of its name, it is larger than a submission may
+                be, or it cannot be read or written. What was there stays.
+        """
+        target = folder / item.name
         self._require_size(item.size, item.name)
-        try:
-            with self._as_our_errors("fetched", item.name), part.open("wb") as file:
-                for chunk in self._chunks(self._path(item.name), item.size, "fetching"):
-                    file.write(chunk)
+        with self._as_our_errors("fetched", item.name), hidden_part(target, private=True) as file:
+            size = 0
+            for chunk in self._chunks(self._path(item.name), item.size, "fetching"):
+                size += file.write(chunk)
+            if item.size not in (0, size):
+                raise OneRoundError(
+                    f"it has {size} bytes instead of {item.size}: it has changed meanwhile.",
+                    file=f"{self.shown.rstrip('/')}/{item.name}",
+                    remedy="Run the same command again.",
+                )
+            file.flush()
             if item.modified is not None:
-                os.utime(part, (item.modified.timestamp(),) * 2)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        return target
+                os.utime(file.name, (item.modified.timestamp(),) * 2)
+            if replace:
+                settle(file, target)
+                return True
+            with exclusive(folder):
+                if target.exists() and sha256(target) == sha256(Path(file.name)):
+                    return False
+                settle(file, target, replace=_is_broken(target))
+        return True
+
+    def _put_whole(self, file: Path, target: str, digest: str, size: int, *, replace: bool) -> bool:
+        """Send under a hidden name of this process alone, then rename; see :meth:`_put`."""
+        if self.scheme in _WHOLE_AT_ONCE:
+            return self._put(file, target, digest, size)
+        part = self._path(part_name(file.name))
+        try:
+            compared = self._put(file, part, digest, size)
+            if not replace and self._digest(target, size, "comparing") not in (None, digest):
+                raise self._taken(file.name)
+            self._rename(part, target, replace=replace)
+        except BaseException:
+            with suppress(Exception):
+                self._files.rm_file(part)
+            raise
+        return compared
+
+    def _taken(self, name: str) -> OneRoundError:
+        return OneRoundError(
+            "there is another file of this name.",
+            file=f"{self.shown.rstrip('/')}/{name}",
+            remedy="Give --replace if it is yours and older, or rename the file.",
+        )
+
+    def _remove_abandoned(self, name: str) -> None:
+        """Remove what killed processes have left of a file at the carrier, as far as possible."""
+        if self.scheme in _WHOLE_AT_ONCE:
+            return
+        with suppress(Exception):
+            for entry in self._files.ls(self._root, detail=True):
+                item = _item(entry)
+                time = item.modified.timestamp() if item.modified else None
+                if is_part(item.name, name) and is_abandoned(item.name, time):
+                    self._files.rm_file(self._path(item.name))
 
     def _path(self, name: str) -> str:
         if self.scheme in ("https", "http") and not self._root.endswith("/"):
@@ -217,8 +285,18 @@ class Carrier:
             )
         return True
 
-    def _rename(self, part: str, target: str) -> None:
-        if self.scheme in _WEBDAV:
+    def _rename(self, part: str, target: str, *, replace: bool) -> None:
+        if self.scheme in _FOLDER:
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            try:
+                name_part(Path(part), Path(target), replace=replace)
+            except FileExistsError as error:  # another process was faster
+                if sha256(Path(part)) != sha256(Path(target)):
+                    raise self._taken(posixpath.basename(target)) from error
+                os.unlink(part)
+            sync_folder(Path(target).parent)
+        elif self.scheme in _WEBDAV:
             self._files.client.move(part, target, overwrite=True)
         else:
             self._files.mv(part, target)
@@ -271,11 +349,24 @@ class Carrier:
                 file=self.shown,
                 remedy=f"pip install 'oneround[{_EXTRAS.get(self.scheme, self.scheme)}]'.",
             ) from error
+        except FileExistsError as error:
+            raise OneRoundError(
+                "it has changed at the carrier; the file that is here stays, and may be accepted.",
+                file=place,
+                remedy="Ask the site whether the newer file counts; if so, run again with "
+                "--replace.",
+            ) from error
         except Exception as error:
             reason = _reason(error)
             raise OneRoundError(
                 f"cannot be {what}: {reason}.", file=place, remedy=_remedy(error, self.scheme)
             ) from error
+
+
+def _is_broken(file: Path) -> bool:
+    """Whether no study accepts a file, whoever holds the keys; ``False``: that is not known."""
+    unknown = ("encrypted", "unreadable", "unknown-architecture")
+    return any(p.fatal and p.code not in unknown for p in check_submission(file))
 
 
 def _connected(url: str, scheme: str) -> tuple[Any, str]:

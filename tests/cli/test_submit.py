@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -29,17 +30,51 @@ def test_from_the_hospital_to_the_coordinator(
     assert (found["accepted"], found["enough"], found["missing"]) == (2, True, [])
     outcome = call("status", workplace.study, share.as_uri())
     assert outcome.code == 0
-    assert "2 of any number of sites, 1 needed: enough" in outcome.out
+    assert "2 of any number of sites, 2 needed: enough" in outcome.out
 
 
-def test_changed_file_is_fetched_again(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+def test_changed_file_takes_no_place_unasked(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    share, inbox = tmp_path / "share", tmp_path / "inbox"
+    share.mkdir()
+    first, second = (file.read_bytes() for file in workplace.submissions)
+    (share / "site.oneround").write_bytes(first[:1000])
+    assert call("collect", share, "--out", inbox).code == 0
+    (share / "site.oneround").write_bytes(first)  # nobody has accepted half a file
+    assert call("collect", share, "--out", inbox, "--json").json["fetched"] == ["site.oneround"]
+    (share / "site.oneround").write_bytes(second)
+    outcome = call("collect", share, "--out", inbox, "--json")
+    assert outcome.code == 1
+    assert "--replace" in json.loads(outcome.out)["failed"]["site.oneround"]
+    assert (inbox / "site.oneround").read_bytes() == first
+    outcome = call("collect", share, "--out", inbox, "--replace", "--json")
+    assert outcome.json["fetched"] == ["site.oneround"]
+    assert (inbox / "site.oneround").read_bytes() == second
+
+
+def test_same_file_that_came_again_is_known(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
     share, inbox = tmp_path / "share", tmp_path / "inbox"
     share.mkdir()
     shutil.copy(workplace.submissions[0], share / "site.oneround")
     assert call("collect", share, "--out", inbox).code == 0
-    shutil.copy(workplace.submissions[1], share / "site.oneround")
-    assert call("collect", share, "--out", inbox, "--json").json["fetched"] == ["site.oneround"]
-    assert (inbox / "site.oneround").read_bytes() == workplace.submissions[1].read_bytes()
+    arrived = (inbox / "site.oneround").stat().st_mtime
+    os.utime(share / "site.oneround", (arrived + 60, arrived + 60))
+    assert call("collect", share, "--out", inbox, "--json").json["known"] == ["site.oneround"]
+    assert (inbox / "site.oneround").stat().st_mtime == arrived
+
+
+def test_what_is_collected_is_for_the_coordinator_alone(
+    call: Call, workplace: Workplace, tmp_path: Path
+) -> None:
+    share, inbox = tmp_path / "share", tmp_path / "inbox"
+    share.mkdir()
+    shutil.copy(workplace.submissions[0], share / "site.oneround")
+    (share / "site.oneround").chmod(0o644)
+    assert call("collect", share, "--out", inbox).code == 0
+    assert stat.S_IMODE((inbox / "site.oneround").stat().st_mode) == 0o600
 
 
 def test_one_bad_file_does_not_stop_the_others(
@@ -57,7 +92,7 @@ def test_one_bad_file_does_not_stop_the_others(
     assert found["fetched"] == ["north.oneround"]
     assert "larger than" in found["failed"]["a.oneround"]
     outcome = call("status", workplace.study, share.as_uri())
-    assert outcome.code == 0
+    assert "1 of any number of sites, 2 needed: not enough yet" in outcome.out
     assert "a.oneround: the file is larger than" in outcome.err
 
 
@@ -65,7 +100,7 @@ def test_not_enough_is_an_exit_code(call: Call, workplace: Workplace, tmp_path: 
     (tmp_path / "north.oneround").write_bytes(b"PK\3\4")
     outcome = call("status", workplace.study, tmp_path)
     assert outcome.code == 1
-    for part in ("refused", "truncated", "0 of any number of sites, 1 needed: not enough yet"):
+    for part in ("refused", "truncated", "0 of any number of sites, 2 needed: not enough yet"):
         assert part in outcome.out
 
 

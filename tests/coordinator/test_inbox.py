@@ -4,12 +4,14 @@ import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from oneround import signing
+from oneround.coordinator import inbox as inbox_module
 from oneround.coordinator.inbox import Inbox, Received, status_of, submissions_in
-from oneround.errors import OneRoundError
+from oneround.errors import OneRoundError, Problem
 from oneround.federation.coordinator import take_submission
 from oneround.site.training import train_client
 from oneround.study import Study, SubmissionSpec
@@ -55,7 +57,7 @@ def test_who_has_submitted(inbox: Path) -> None:
     ]
     assert "truncated" in [problem.code for problem in found.files[1].problems]
     assert found.missing == ["south", "west"]
-    assert (found.accepted, found.enough) == (1, True)
+    assert (found.accepted, found.enough, found.at_least) == (1, False, 3)
 
 
 @pytest.mark.parametrize(("at_least", "enough"), [(1, True), (2, False), (3, False)])
@@ -115,6 +117,76 @@ def test_both_forms_of_a_file_are_one(trained: dict[str, Path], tmp_path: Path) 
     seal_submission(inbox / "north.oneround", study)
     found = status_of(study, submissions_in(inbox), identity=signing.Identity(coordinator.private))
     assert [(f.file, f.accepted) for f in found.files] == [("north.oneround", True)]
+
+
+@pytest.mark.parametrize("other", ["south", "again"])
+def test_no_site_hides_the_encrypted_file_of_another(
+    trained: dict[str, Path], tmp_path: Path, other: str
+) -> None:
+    """A file of the plain name stands beside it, of another site or with another content."""
+    coordinator = signing.new_encryption_key(tmp_path / "coordinator")
+    study = asking(encrypt_to=signing.read_recipient(coordinator.public))
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    shutil.copy(trained["north"], inbox)
+    seal_submission(inbox / "north.oneround", study)
+    shutil.copy(trained[other], inbox / "north.oneround")
+    found = status_of(study, submissions_in(inbox), identity=signing.Identity(coordinator.private))
+    site = {"again": "north"}.get(other, other)
+    assert [(f.file, f.site, f.accepted) for f in found.files] == [
+        ("north.oneround", site, True),
+        ("north.oneround.age", "north", True),
+    ]
+    assert [problem.code for problem in found.together] == ["site-twice"] * (site == "north")
+
+
+def test_a_refused_file_is_in_the_row_of_its_site(inbox: Path) -> None:
+    (inbox / "east.oneround").write_bytes(b"PK")
+    rows = [
+        (site, file and file.file) for site, file in status_of(STUDY, submissions_in(inbox)).rows
+    ]
+    assert rows == [
+        (None, "east.oneround"),
+        ("north", "north.oneround"),
+        ("south", "south.oneround"),
+        ("west", None),
+    ]
+
+
+@pytest.mark.parametrize("way", ["vanishes", "cannot be read", "vanishes between"])
+def test_one_file_that_vanishes_does_not_end_it_for_all(
+    inbox: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    paths = submissions_in(inbox)
+    if way == "vanishes":
+        (inbox / "south.oneround").unlink()
+    elif way == "cannot be read":
+        (inbox / "south.oneround").unlink()
+        (inbox / "south.oneround").symlink_to("south.oneround")
+    else:
+        checked = inbox_module.check_submission
+
+        def check(path: Path, *arguments: Any, **named: Any) -> list[Problem]:
+            found = checked(path, *arguments, **named)
+            path.unlink()
+            return found
+
+        monkeypatch.setattr(inbox_module, "check_submission", check)
+        paths = [inbox / "north.oneround"]
+    found = status_of(STUDY, paths)
+    assert len(found.files) == len(paths)
+    assert not found.files[-1].accepted
+    assert found.accepted == (way != "vanishes between")
+
+
+def test_what_is_taken_is_for_the_coordinator_alone(
+    files: dict[str, bytes], tmp_path: Path
+) -> None:
+    inbox = opened(tmp_path)
+    by_upload(inbox, files["north"])
+    by_node(inbox, files["south"])
+    for path in submissions_in(inbox.folder):
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_without_a_list_of_sites_those_with_keys_are_asked(tmp_path: Path) -> None:
@@ -213,7 +285,7 @@ def test_an_accepted_file_is_not_replaced(
     assert by_upload(inbox, files[second], replace=True) == []
     assert kept(inbox) == {f"north.oneround{'.age' * ('.age' in second)}": files[second]}
     assert inbox.sites == {NORTH}
-    assert inbox.enough() == list(submissions_in(inbox.folder))
+    assert [file.file for file in inbox.status().files] == list(kept(inbox))
 
 
 @pytest.mark.parametrize("name", ["north.oneround", "north.oneround.age", "other.oneround"])

@@ -21,7 +21,7 @@ def test_what_was_refused_is_no_obstacle(tmp_path: Path) -> None:
     for name in ("north.oneround", "north.oneround.age"):
         (inbox.folder / name).write_bytes(b"nothing")
     assert take_submission(inbox, {"x": submission(tmp_path, "north")}).site == "north"
-    assert [path.name for path in inbox.enough()] == ["north.oneround"]
+    assert [file.file for file in inbox.status().files] == ["north.oneround"]
     assert [path.name for path in inbox.folder.iterdir()] == ["north.oneround"]
     assert open_inbox(inbox.folder, tiny.STUDY).sites == {"north"}
 

@@ -37,6 +37,13 @@ def test_damaged_checkpoint(tmp_path: Path) -> None:
     assert "Delete it" in caught.value.remedy
 
 
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), "text"])
+def test_checkpoint_of_something_else(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(OneRoundError, match="damaged"):
+        load_state(tmp_path / "state.pt")
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch pwned",)

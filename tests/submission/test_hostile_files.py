@@ -60,7 +60,10 @@ def archive(members: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", compression) as file:
         warnings.simplefilter("ignore")  # zipfile warns of names that are there twice
         for name, content in members:
-            file.writestr(name, content)
+            info = zipfile.ZipInfo(name)  # as packed: without the time and the machine
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            info.compress_type = compression
+            file.writestr(info, content)
     return buffer.getvalue()
 
 

@@ -9,23 +9,30 @@ import typer
 
 from oneround.cli.console import AsJson, ProgressBars, print_json, say
 from oneround.errors import OneRoundError
+from oneround.files import remove_abandoned
 from oneround.transfer import Carrier
 
 
 def collect(
     url: Annotated[str, typer.Argument(help="A folder: a path, sftp://, s3:// or webdavs://.")],
     folder: Annotated[Path, typer.Option("--out", help="Where to put the files.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take changed files in place of those that are here.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch all submissions that are new or have changed; nothing is removed there.
+    """Fetch all submissions that are new; nothing is removed there, and several may run at once.
 
-    A file that cannot be fetched is named, all others are fetched, and the exit code is 1. Files
-    are fetched as they are and not trusted: `oneround status` says what is wrong with them.
+    A file that may have been accepted stays when the carrier's has changed, until you give
+    `--replace`. What cannot be fetched is named, all others are fetched, and the exit code is 1.
+    Files are fetched as they are, for you alone to read, and not trusted: `oneround status` says
+    what is wrong with them.
 
     Example: `oneround collect sftp://coordinator@drop.example.org/blood --out inbox`
     """
     folder.mkdir(parents=True, exist_ok=True)
-    fetched, known = [], []
+    remove_abandoned(folder)
+    fetched, known = list[str](), list[str]()
     failed: dict[str, str] = {}
     with ProgressBars() as progress:
         carrier = Carrier(url, progress)
@@ -34,11 +41,11 @@ def collect(
                 known.append(item.name)
                 continue
             try:
-                carrier.fetch(item, folder)
+                new = carrier.collect(item, folder, replace=replace)
             except OneRoundError as error:
                 failed[item.name] = str(error)
             else:
-                fetched.append(item.name)
+                (fetched if new else known).append(item.name)
     if as_json:
         print_json({"fetched": fetched, "known": known, "failed": failed, "folder": str(folder)})
     else:
@@ -55,9 +62,11 @@ def collect(
 def _is_here(file: Path, size: int, modified: object) -> bool:
     from datetime import UTC, datetime
 
-    if not file.is_file() or file.stat().st_size != size:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
         return False
-    if not isinstance(modified, datetime):
+    if found.st_size != size or not isinstance(modified, datetime):
         return False
-    here = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    here = datetime.fromtimestamp(found.st_mtime, UTC)
     return abs((here - modified).total_seconds()) < 1

@@ -63,15 +63,16 @@ def status(
 
 def _show(found: Status, study: Study) -> None:
     table = plain_table("site", ("received (UTC)", "size", "check", "file"))
-    for file in found.files:
+    for site, file in found.rows:
+        if file is None:
+            table.add_row(escape(site or "?"), "", "", "missing", "", style="yellow")
+            continue
         time = f"{file.received:%Y-%m-%d %H:%M}" + (", late" if file.late else "")
         size = units.si(file.bytes, "B").replace(units.SPACE, " ")
         check = "accepted" if file.accepted else "refused"
-        name = escape(file.site or "?")
+        name = escape(site or "?")
         style = None if file.accepted else "red"
         table.add_row(name, time, size, check, escape(file.file), style=style)
-    for site in found.missing:
-        table.add_row(escape(site), "", "", "missing", "", style="yellow")
     out.print(table)
     for file in found.files:
         for problem in file.problems:

@@ -78,8 +78,13 @@ def init(
         str | None, typer.Option(help="Deadline of submissions, such as 2027-01-31.")
     ] = None,
     at_least: Annotated[
-        int, typer.Option(min=1, help="Number of submissions that are enough for a global model.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of submissions that are enough for a global model; all that are "
+            "expected by default, or 2 if any site may submit.",
+        ),
+    ] = None,
     download: Download = False,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     changes: Set = None,
@@ -230,6 +235,6 @@ def _show(study: Study, path: Path, as_json: bool) -> None:
     for site, key in submission.keys.items():
         say(f"  key            {key_pairs.fingerprint(key)} {site}")
     say(f"  encrypted to   {submission.encrypt_to or 'nobody'}")
-    enough = f"{submission.at_least} of {len(study.sites) or 'any number'}"
+    enough = f"{study.at_least} of {len(study.expected_sites) or 'any number'}"
     say(f"  deadline       {submission.deadline or 'none'}; {enough} are enough")
     say(f"  hash           {study.hash}")

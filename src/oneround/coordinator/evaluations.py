@@ -89,6 +89,12 @@ def kept_evaluations(run: Path) -> list[SiteEvaluation]:
     if not (run / FILE).exists():
         return []
     content = read_json(run / FILE)
+    if not isinstance(content, list):
+        raise OneRoundError(
+            "it is no list of evaluations.",
+            file=run / FILE,
+            remedy="Delete it, and give the files of the sites again: oneround evaluate --collect.",
+        )
     return [validated(SiteEvaluation, one, run / FILE) for one in content]
 
 

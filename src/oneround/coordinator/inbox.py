@@ -17,7 +17,7 @@ from torch import nn
 
 from oneround import signing
 from oneround.errors import OneRoundError, Problem
-from oneround.files import sync_folder
+from oneround.files import exclusive, sync_folder
 from oneround.schema import now
 from oneround.signing import ENCRYPTED_SUFFIX, Identity
 from oneround.study import Study
@@ -102,6 +102,17 @@ class Status(BaseModel):
         """Whether the global model can be made: k are accepted and go together."""
         return self.accepted >= self.at_least and not self.together
 
+    @property
+    def rows(self) -> list[tuple[str | None, Received | None]]:
+        """Site and file, by file, then the missing sites without one.
+
+        A file that is refused is in the row of the missing site that it is named after; what it
+        says of itself is not known.
+        """
+        rows = [(file.site or _named_after(file.file, self.missing), file) for file in self.files]
+        there = {site for site, _ in rows}
+        return [*rows, *((site, None) for site in self.missing if site not in there)]
+
 
 class Inbox:
     """The coordinator's folder of submissions, and the one way in, :meth:`take`.
@@ -185,7 +196,7 @@ class Inbox:
         Raises:
             OneRoundError: as :func:`examine`.
         """
-        with self._taking:
+        with self._taking, exclusive(self.folder):
             found, submission = examine(part, self.study, self.identity, self.limit)
             problems = [*found.problems, *self._obstacles(found, sender, replace)]
             site = sender or found.site
@@ -231,6 +242,7 @@ class Inbox:
         return [f for f in found if f.accepted or f.problems[0].code == "unreadable"]
 
     def _place(self, part: Path, site: str, name: str) -> None:
+        part.chmod(0o600)  # for the coordinator alone, as the images would be
         os.replace(part, self.folder / name)
         for other in {*_forms(site)} - {name}:
             (self.folder / other).unlink(missing_ok=True)  # what it replaces, encrypted or not
@@ -259,18 +271,21 @@ def status_of(
     Args:
         study: The agreement between the sites.
         paths: Files, from anyone; their modification time counts as the time they came. The
-            encrypted form of one that is accepted is passed over.
+            encrypted form of one that is accepted is passed over if both are the same submission.
         identity: The coordinator's identity, which opens encrypted files.
         check: Function in place of :func:`examine`, which may remember files.
     """
     check = check or (lambda path: examine(path, study, identity))
     files, good = [], []
-    accepted: set[Path] = set()
+    accepted: dict[Path, str] = {}
     for path in sorted(map(Path, paths)):  # a plain file comes before its encrypted form
-        if path.suffix == ENCRYPTED_SUFFIX and path.with_suffix("") in accepted:
-            continue
         found, submission = check(path)
-        accepted |= {path} if submission else set()
+        if submission:
+            if path.suffix == ENCRYPTED_SUFFIX and (
+                accepted.get(path.with_suffix("")) == submission.sha256
+            ):
+                continue  # the hash is that before encryption: the same site, the same content
+            accepted[path] = submission.sha256
         files.append(found)
         good += [submission] if submission else []
     there = {submission.manifest.site for submission in good}
@@ -279,7 +294,7 @@ def status_of(
         files=files,
         missing=[site for site in expected_sites(study) if site not in there],
         together=check_together(good),
-        at_least=study.submission.at_least,
+        at_least=study.at_least,
         deadline=study.submission.deadline,
         now=now(),
     )
@@ -287,7 +302,7 @@ def status_of(
 
 def expected_sites(study: Study) -> Sequence[str]:
     """Sites that are asked to submit: the study's, or else all that have a key."""
-    return study.sites or tuple(study.submission.keys)
+    return study.expected_sites
 
 
 def submissions_in(folder: str | os.PathLike[str]) -> list[Path]:
@@ -299,8 +314,15 @@ def submissions_in(folder: str | os.PathLike[str]) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise OneRoundError("there is no such folder.", file=folder, remedy="Check the path.")
-    names = {path.name for path in folder.iterdir() if path.is_file()}
+    names = {entry.name for entry in os.scandir(folder) if _may_be_file(entry)}
     return [folder / name for name in sorted(names) if FILE_NAME.fullmatch(name)]
+
+
+def _may_be_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a check will say so
+        return True
 
 
 def examine(
@@ -312,10 +334,17 @@ def examine(
         OneRoundError: a signature or an encrypted file, and the packages for it are missing.
     """
     problems = check_submission(path, study, identity=identity, limit_bytes=limit)
-    accepted = not any(problem.fatal for problem in problems)
-    submission = read_submission(path, study, identity=identity) if accepted else None
+    submission = None
+    if not any(problem.fatal for problem in problems):
+        try:
+            submission = read_submission(path, study, identity=identity, limit_bytes=limit)
+        except OneRoundError as error:  # it was right a moment ago
+            problems = [*problems, _changed_meanwhile(error)]
     deadline = study.submission.deadline
-    stat = path.stat() if path.exists() else None
+    try:
+        stat = path.stat()
+    except OSError:
+        stat = None
     received = datetime.fromtimestamp(stat.st_mtime if stat else 0, UTC)
     found = Received(
         file=path.name,
@@ -328,6 +357,19 @@ def examine(
         problems=problems,
     )
     return found, submission
+
+
+def _named_after(file: str, sites: Sequence[str]) -> str | None:
+    return next((site for site in sites if file in _forms(site)), None)
+
+
+def _changed_meanwhile(error: OneRoundError) -> Problem:
+    return Problem(
+        "unreadable",
+        "the file has changed or vanished while it was checked",
+        f"Another program works with it ({error.reason[:200]}).",
+        "Run the command again.",
+    )
 
 
 def _forms(site: str) -> tuple[str, str]:
@@ -344,6 +386,6 @@ def _key(path: Path) -> tuple[str, int, int, int]:
     """Differs when the file, its name or its permissions have changed."""
     try:
         stat = path.stat()
-    except FileNotFoundError:  # somebody has taken it away just now
+    except OSError:  # somebody has taken it away just now
         return path.name, 0, 0, 0
     return path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from oneround.coordinator.results import Results
 from oneround.errors import OneRoundError
 from oneround.federation import LogProgress
 from oneround.federation.site import METRICS
+from oneround.files import hidden_part
 from oneround.methods import Method
 from oneround.model_file import CONFIG, WEIGHTS
 from oneround.report import write_model_card, write_report
@@ -60,15 +60,15 @@ def take_submission(inbox: Inbox, files: Mapping[str, bytes]) -> Received:
     (content,) = files.values()
     if len(content) > inbox.limit:
         raise OneRoundError(f"sent a file that is refused: it is larger than {inbox.limit} bytes.")
-    part = inbox.folder / f".node-{secrets.token_hex(8)}.part"
     try:
-        with part.open("xb") as file:
+        with hidden_part(inbox.folder / "node", private=True) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        found = inbox.take(part)
-    finally:
-        part.unlink(missing_ok=True)
+            file.close()
+            found = inbox.take(Path(file.name))
+    except OSError as error:
+        raise OneRoundError(f"sent a file that cannot be kept: {error.strerror}.") from error
     if found.fatal:
         reasons = " ".join(f"{problem.what} [{problem.code}]." for problem in found.fatal)
         raise OneRoundError(f"sent a file that is refused: {reasons}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from oneround.errors import OneRoundError
 from oneround.federation import LogProgress
 from oneround.files import write_atomic
 from oneround.model_file import CONFIG, WEIGHTS
-from oneround.schema import Name, Strict
+from oneround.schema import Name, Strict, now
 from oneround.site.evaluation import chosen_split, evaluate_at_site, write_evaluation
 from oneround.site.make_submission import make_submission
 from oneround.study import Study
@@ -33,6 +34,9 @@ log = logging.getLogger("oneround.federation")
 
 METRICS = "metrics.json"
 """Name of the file with the metrics of a site."""
+
+LOG = "federation.log"
+"""File in the folder of the site alone, with the reasons of what went wrong."""
 
 Fact = str | int | float | bool
 """A short answer in a message."""
@@ -117,7 +121,7 @@ def answered(settings: Callable[[], Site], function: Callable[[Site], Answer]) -
         settings: Function that makes the settings, which may be wrong.
         function: :func:`hello`, :func:`submission` or :func:`metrics`.
     """
-    name = ""
+    name, site = "", None
     try:
         site = settings()
         name = site.site
@@ -126,8 +130,21 @@ def answered(settings: Callable[[], Site], function: Callable[[Site], Answer]) -
         facts, files = function(site)
     except Exception as error:
         log.error("%s", error, exc_info=not isinstance(error, OneRoundError))
+        if site is not None:
+            _write_down(error, site.work / LOG)
         return {"site": name, "done": False}, {}
     return {"site": name, "done": True, **facts}, files
+
+
+def _write_down(error: Exception, path: Path) -> None:
+    """Keep the reason at the site, also when the window of its node is closed."""
+    lines = [str(error)] if isinstance(error, OneRoundError) else traceback.format_exception(error)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{now().isoformat()} {''.join(lines).rstrip()}\n")
+    except OSError as wrong:
+        log.error("%s cannot be written: %s", path, wrong)
 
 
 def hello(site: Site) -> Answer:

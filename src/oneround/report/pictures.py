@@ -73,6 +73,8 @@ def read_gallery(path: Path, classes: Sequence[str]) -> Gallery | None:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = json.loads((file.metadata() or {}).get("about", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError("its metadata is no table")
     except (SafetensorError, OSError, ValueError) as error:
         raise OneRoundError(
             f"cannot read the gallery: {error}.",

@@ -29,10 +29,17 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(type(state))
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise OneRoundError(
-            "the checkpoint is damaged.",
-            file=path,
-            remedy="Delete it and run the same command again; earlier stages are kept.",
-        ) from error
+        raise damaged(path) from error
     return state
+
+
+def damaged(path: str | os.PathLike[str]) -> OneRoundError:
+    """The error of a checkpoint that does not hold what was written."""
+    return OneRoundError(
+        "the checkpoint is damaged.",
+        file=path,
+        remedy="Delete it and run the same command again; earlier stages are kept.",
+    )

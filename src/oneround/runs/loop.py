@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from oneround.errors import OneRoundError
-from oneround.runs.checkpoint import load_state, save_state
+from oneround.runs.checkpoint import damaged, load_state, save_state
 from oneround.runs.cost import Cost
 from oneround.runs.stage import Stage
 
@@ -132,9 +132,12 @@ class Loop:
                 file=self._path,
                 remedy="Resume with that version, or delete the checkpoint to start again.",
             )
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
         stage = self.stage
-        stage.cost, stage.curve = Cost(**state["cost"]), state["curve"]
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            stage.cost, stage.curve = Cost(**state["cost"]), state["curve"]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise damaged(self._path) from error
         stage.observed = state["observed"]
         self.done = state["step"]

@@ -1,15 +1,18 @@
 """The ZIP file around manifest and weights, read as a file from a stranger.
 
 Nothing is ever extracted to disk. The directory is checked before a member is read, so
-memory stays within the size of the file, whatever the directory declares.
+memory stays within the size of the file, whatever the directory declares. Every byte of an accepted
+file is the content of a member or follows from the contents: a file is what :func:`pack` gives, so
+nothing that no hash and no signature covers can travel in it.
 """
 
 from __future__ import annotations
 
-import io
+import os
 import re
 import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import BinaryIO, NoReturn
@@ -22,6 +25,8 @@ FILE_NAME = re.compile(r"[^\W_][\w._ ()-]{0,99}\.oneround(\.age)?")
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 SIGNATURE = "signature.json"
+MEMBERS = (MANIFEST, WEIGHTS, SIGNATURE)
+"""Names of the members in the order in which they are in the file; the last one may be missing."""
 JSON_LIMIT = 1 << 20
 """Size limit of the manifest and of the header of the weights, in bytes."""
 SIGNATURE_LIMIT = 1 << 16
@@ -56,13 +61,34 @@ def some(names: Iterable[str]) -> str:
 
 def pack(members: Mapping[str, bytes]) -> bytes:
     """The bytes of a submission; equal members give equal bytes on every machine, at any time."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
-            info = zipfile.ZipInfo(name)  # dated 1980-01-01, the earliest that ZIP knows
-            info.create_system, info.external_attr = 3, 0o644 << 16
-            archive.writestr(info, content)
-    return buffer.getvalue()
+    facts = [(name, zlib.crc32(content), len(content)) for name, content in members.items()]
+    headers, directory = _frame(facts)
+    between = zip(headers, members.values(), strict=True)
+    return b"".join([*(part for pair in between for part in pair), directory])
+
+
+def _frame(facts: Iterable[tuple[str, int, int]]) -> tuple[list[bytes], bytes]:
+    """What a submission has besides the contents of its members; nothing in it can be chosen.
+
+    The ZIP format 2.0 with stored members, dated 1980-01-01, the earliest that ZIP knows, and with
+    the permissions rw-r--r-- (https://pkware.cachefly.net/webdocs/APPNOTE/APPNOTE-6.3.9.TXT).
+
+    Args:
+        facts: name, CRC-32 and size in bytes of each member.
+
+    Returns:
+        The header of each member, and what follows the last one.
+    """
+    headers, entries, offset = list[bytes](), list[bytes](), 0
+    for name, crc, size in facts:
+        common = struct.pack("<4HIIIHH", 0, 0, 0, 33, crc, size, size, len(name), 0)
+        headers.append(b"PK\3\4" + struct.pack("<H", 20) + common + name.encode())
+        where = struct.pack("<HHHII", 0, 0, 0, 0o644 << 16, offset)
+        entries.append(b"PK\1\2" + struct.pack("<BBH", 20, 3, 20) + common + where + name.encode())
+        offset += len(headers[-1]) + size
+    directory, count = b"".join(entries), len(entries)
+    end = struct.pack("<4HIIH", 0, 0, count, count, len(directory), offset, 0)
+    return headers, directory + b"PK\5\6" + end
 
 
 def open_archive(file: BinaryIO, size: int) -> zipfile.ZipFile:
@@ -95,6 +121,37 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
         return archive.read(name)
     except _BROKEN as error:
         _damaged(name, error)
+
+
+def require_packed(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Refuse a file that is not what :func:`pack` gives; only what is no content is read.
+
+    Args:
+        file: file of the archive.
+        archive: archive of :func:`open_archive`.
+
+    Raises:
+        Refused: there is a byte that is no content and does not follow from the contents.
+    """
+    given = {i.orig_filename: (i.orig_filename, i.CRC, i.file_size) for i in archive.infolist()}
+    facts = [given[name] for name in MEMBERS if name in given]
+    headers, directory = _frame(facts)
+    file.seek(0)
+    for header, (_, _, size) in zip(headers, facts, strict=True):
+        if file.read(len(header)) != header:
+            _more_than_members()
+        file.seek(size, os.SEEK_CUR)
+    if file.read(len(directory) + 1) != directory:
+        _more_than_members()
+
+
+def _more_than_members() -> NoReturn:
+    refuse(
+        "unexpected-data",
+        "the file is not what packing its members gives",
+        "There are bytes, fields or attributes that no hash and no signature covers.",
+        "Submit the file as `oneround train` or `oneround seal` wrote it, not packed again.",
+    )
 
 
 def _check_ends(file: BinaryIO, size: int) -> None:
@@ -134,7 +191,7 @@ def _check_ends(file: BinaryIO, size: int) -> None:
 
 def _check_names(names: list[str]) -> Iterable[Problem]:
     why = f"A submission contains {MANIFEST} and {WEIGHTS} once each, at most {SIGNATURE} besides."
-    if extra := [name for name in names if name not in (MANIFEST, WEIGHTS, SIGNATURE)]:
+    if extra := [name for name in names if name not in MEMBERS]:
         yield Problem("unexpected-member", f"the file also contains {some(extra)}", why, ASK_AGAIN)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         yield Problem("unexpected-member", f"{some(twice)} is there twice", why, ASK_AGAIN)

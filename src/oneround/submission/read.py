@@ -27,6 +27,7 @@ from oneround.submission.container import (
     open_archive,
     read_member,
     refuse,
+    require_packed,
 )
 from oneround.submission.manifest import Manifest, Submission
 
@@ -156,6 +157,7 @@ def examine(
     archive = found.attempt(open_archive, file, found.size)
     if archive is None:
         return found
+    found.attempt(require_packed, file, archive)
     expected = None
     if (text := found.attempt(read_member, archive, MANIFEST)) is not None:
         found.manifest = found.attempt(checks.parse_manifest, text)

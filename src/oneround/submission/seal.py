@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oneround import signing
 from oneround.errors import OneRoundError
-from oneround.files import write_atomic
+from oneround.files import exclusive, write_atomic
 from oneround.study import Study, SubmissionSpec
 from oneround.submission.container import MANIFEST, SIGNATURE, WEIGHTS, pack
 from oneround.submission.read import examine, raise_if_fatal, read_submission
@@ -56,11 +56,12 @@ def seal_submission(
         content = path.read_bytes()
     raise_if_fatal(examine(io.BytesIO(content), study), path)
     sealed = signing.encrypt(content, submission.encrypt_to) if submission.encrypt_to else None
-    if key is not None:
-        write_atomic(path, content)
-    if sealed is None:
-        return path
-    write_atomic(encrypted_path(path), sealed)
+    with exclusive(path.parent):  # both forms are of the same process
+        if key is not None:
+            write_atomic(path, content)
+        if sealed is None:
+            return path
+        write_atomic(encrypted_path(path), sealed)
     return encrypted_path(path)
 
 

@@ -11,6 +11,7 @@ aggregate``, works beside it as before.
 ``progress``     how far the run is
 ``middleware``   what holds for every request and every answer
 ``app``          the pages
+``connections``  silent connections make room for others
 ``server``       the process: address, TLS, the link for the coordinator
 ===============  =======================================================================
 

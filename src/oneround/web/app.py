@@ -35,6 +35,9 @@ from oneround.web.upload import Upload
 FORM_BYTES = 4096
 """Most bytes of a form without a file."""
 
+FORM_SECONDS = 15
+"""Seconds within which a form without a file has to come, whole."""
+
 SILENCE_SECONDS = 60
 """Seconds without a byte after which an upload is given up."""
 
@@ -280,10 +283,14 @@ def _may_read_report(here: Place, visitor: Visitor) -> bool:
 
 async def _small_form(request: Request) -> dict[str, str]:
     content = b""
-    async for chunk in _chunks(request):
-        content += chunk
-        if len(content) > FORM_BYTES:
-            raise HTTPException(413, "The form is too long.")
+    try:
+        async with asyncio.timeout(FORM_SECONDS):
+            async for chunk in _chunks(request):
+                content += chunk
+                if len(content) > FORM_BYTES:
+                    raise HTTPException(413, "The form is too long.")
+    except TimeoutError as error:
+        raise HTTPException(408, "The form came too slowly. Send it again.") from error
     try:
         fields = parse_qs(content.decode(), max_num_fields=8)
     except ValueError as error:

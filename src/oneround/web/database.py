@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import sqlite3
@@ -22,6 +23,8 @@ from typing import Any, Self
 
 from oneround.errors import OneRoundError, Problem
 from oneround.schema import now
+
+log = logging.getLogger("oneround.web")
 
 FILE = ".oneround.sqlite"
 """Name of the file; hidden, so that no one takes it for a submission."""
@@ -114,7 +117,8 @@ class State:
 
     def __init__(self, inbox: Path, clock: Callable[[], float] = time.time) -> None:
         self._lock, self._clock = threading.Lock(), clock
-        path = inbox / FILE
+        self._path = path = inbox / FILE
+        self._unwritten: dict[bytes, tuple[int, float]] = {}
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(
@@ -173,18 +177,25 @@ class State:
 
     def log_in(self, token: str) -> str | None:
         """Secret of a new session; ``None``: there is no such token, or no longer."""
-        given, now = _hash(token), self._clock()
-        rows = self._do("SELECT id, hash FROM tokens WHERE NOT (once AND used)")
-        same = [id_ for id_, known in rows if hmac.compare_digest(known, given)]
-        if not same or not self._do(
-            "UPDATE tokens SET used = 1 WHERE id = ? AND NOT (once AND used) RETURNING id", same
-        ):
+        given = _hash(token)
+        rows = self._do("SELECT id, hash, once FROM tokens WHERE NOT (once AND used)")
+        same = [(id_, once) for id_, known, once in rows if hmac.compare_digest(known, given)]
+        if not same:
             return None
-        self._do("DELETE FROM sessions WHERE expires <= ?", (now,))
-        session = secrets.token_urlsafe(32)
-        self._do(
-            "INSERT INTO sessions VALUES (?, ?, ?)", (_hash(session), *same, now + SESSION_SECONDS)
-        )
+        [(number, once)] = same
+        session, until = secrets.token_urlsafe(32), self._clock() + SESSION_SECONDS
+        try:
+            if once and not self._do(
+                "UPDATE tokens SET used = 1 WHERE id = ? AND NOT used RETURNING id", (number,)
+            ):
+                return None
+            self._do("DELETE FROM sessions WHERE expires <= ?", (self._clock(),))
+            self._do("INSERT INTO sessions VALUES (?, ?, ?)", (_hash(session), number, until))
+        except OneRoundError:
+            if once:  # or else it could be used again
+                raise
+            log.warning("the disk is full: this session ends with the process")
+            self._unwritten[_hash(session)] = number, until
         return session
 
     def visitor(self, session: str) -> Visitor | None:
@@ -194,12 +205,16 @@ class State:
             "WHERE sessions.hash = ? AND expires > ?",
             (_hash(session), self._clock()),
         )
+        number, until = self._unwritten.get(_hash(session), (0, 0.0))
+        if until > self._clock():
+            rows = rows or self._do("SELECT site FROM tokens WHERE id = ?", (number,))
         if not rows:
             return None
         return Visitor(rows[0][0], hmac.digest(session.encode(), b"csrf", "sha256").hex())
 
     def log_out(self, session: str) -> None:
         """End a session."""
+        self._unwritten.pop(_hash(session), None)
         self._do("DELETE FROM sessions WHERE hash = ?", (_hash(session),))
 
     def add(self, receipt: Receipt) -> int:
@@ -227,8 +242,16 @@ class State:
         return {number: _receipt(*row) for number, *row in rows}
 
     def _do(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
-        with self._lock:
-            return self._database.execute(statement, values).fetchall()
+        try:
+            with self._lock:
+                return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise OneRoundError(
+                f"tokens and receipts cannot be read or kept: {error}.",
+                file=self._path,
+                remedy="Make room on the disk. If the file is damaged, move it away: then sites "
+                "need new tokens, and the submissions stay.",
+            ) from error
 
 
 def _receipt(*row: Any) -> Receipt:

@@ -7,6 +7,7 @@ is answered. What a killed process has left undone, the next one does at its sta
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import replace as changed
 from pathlib import Path
@@ -18,6 +19,8 @@ from oneround.errors import OneRoundError, Problem
 from oneround.files import sha256
 from oneround.schema import now
 from oneround.web.database import Receipt, State
+
+log = logging.getLogger("oneround.web")
 
 PART = ".upload-{}.part"
 """Hidden name of a file that is not whole or not checked yet."""
@@ -87,9 +90,12 @@ class Intake:
         known = {(r.file, r.size, r.modified) for r in self.state.receipts().values()}
         for file in self.inbox.status().files:
             path = self.inbox.folder / file.file
-            stat = path.stat()
-            if (file.file, stat.st_size, stat.st_mtime_ns) not in known:
-                self._write(file, file.site, sha256(path), stat.st_mtime_ns)
+            try:
+                stat = path.stat()
+                if (file.file, stat.st_size, stat.st_mtime_ns) not in known:
+                    self._write(file, file.site, sha256(path), stat.st_mtime_ns)
+            except (OSError, OneRoundError) as error:  # it vanished, or cannot be read
+                log.warning("%s: no receipt (%s)", path, error)
 
     def _without_paths(self, problem: Problem) -> Problem:
         if self.inbox.identity is None:

@@ -11,6 +11,7 @@ import uvicorn
 
 from oneround.errors import OneRoundError
 from oneround.web.app import Place, make_app
+from oneround.web.connections import Connection
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -53,7 +54,7 @@ def serve(
         hosts = [*LOOPBACK, *([] if host in _ANY else [host]), *names]
         config = uvicorn.Config(
             make_app(place, [_in_header(name) for name in hosts]),
-            http="h11", h11_max_incomplete_event_size=1 << 14,  # headers of a request
+            http=Connection, h11_max_incomplete_event_size=1 << 14,  # headers of a request
             ws="none", lifespan="off", access_log=False, log_level="error", server_header=False,
             limit_concurrency=200, timeout_keep_alive=30, timeout_graceful_shutdown=5,
             ssl_certfile=certificate, ssl_keyfile=key,

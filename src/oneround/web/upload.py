@@ -165,7 +165,7 @@ class Upload:
             _refuse(403, "The page is too old. Load it again, and send the file again.")
         if self._file >= 0:
             _refuse(400, "One file at a time.")
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._field == "file":

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from oneround.distillation.synthesis import ImageBank
 from oneround.distillation.synthesis.bank import Pool
+from oneround.errors import OneRoundError
 from oneround.runs.checkpoint import load_state, save_state
 from tests.tiny import seeded
 
@@ -87,3 +89,11 @@ def test_a_pool_goes_into_a_checkpoint(tmp_path: Path) -> None:
     read.load_state_dict(load_state(tmp_path / "checkpoint.pt")["pool"])
     assert torch.equal(read.images, saved.images)
     assert torch.equal(read.targets, saved.targets)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x02\0\0\0\0\0\0\0{}", bytes(100)])
+def test_damaged_part_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bank.safetensors").write_bytes(content)
+    with pytest.raises(OneRoundError, match="damaged") as caught:
+        ImageBank.read(tmp_path / "bank.safetensors")
+    assert caught.value.file == str(tmp_path / "bank.safetensors")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from oneround.errors import OneRoundError
 from oneround.files import write_atomic
 
 
@@ -57,7 +59,14 @@ class ImageBank:
     @staticmethod
     def read(path: Path) -> ImageBank:
         """Read a file of :meth:`write`."""
-        return ImageBank(**load(path.read_bytes()))
+        try:
+            return ImageBank(**load(path.read_bytes()))
+        except (OSError, SafetensorError, TypeError) as error:
+            raise OneRoundError(
+                "this part of the image bank is damaged.",
+                file=path,
+                remedy="Delete it and run the same command again; the other parts are kept.",
+            ) from error
 
 
 class Pool:

@@ -109,9 +109,15 @@ class Settings(Strict):
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """From sites that are online to one global model, and their metrics of it."""
+    """From sites that are online to one global model, and their metrics of it.
+
+    What a person can mend, such as missing sites, is the last line of the log and no traceback.
+    """
     show_log()
-    federate(grid, Settings.of(context))
+    try:
+        federate(grid, Settings.of(context))
+    except OneRoundError as error:
+        log.error("not done: %s", error)
 
 
 def federate(grid: Grid, settings: Settings) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from oneround import methods
 from oneround.data import ImageSet, Splits
 from oneround.data.phantoms import PHANTOM_CLASSES, phantoms
 from oneround.errors import OneRoundError
+from oneround.files import parse_toml
 from oneround.research import simulation
 from oneround.research.simulation import Partition
 from oneround.runs.stage import derived_seed
@@ -144,14 +144,14 @@ class Bench(Strict):
             OneRoundError: the file is missing or not TOML, or a value is not allowed.
         """
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            content = parse_toml(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise OneRoundError(
                 f"cannot read the benchmark: {error.strerror}.",
                 file=path,
                 remedy="Check the path; examples are in benchmarks/.",
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise OneRoundError(
                 f"not a TOML file: {error}.", file=path, remedy="Correct the line."
             ) from error
