@@ -23,9 +23,8 @@ from pydicom.uid import (
 )
 
 from oneround.data import dicom
-from oneround.data.dicom import NO_IMAGES, TRANSFER_SYNTAXES, decoders
+from oneround.data.dicom import DIM, NO_IMAGES, TRANSFER_SYNTAXES, decoders
 from oneround.data.dicom_gray import LUT_BITS
-from oneround.data.frames import DIM
 from oneround.data.images import read_file, read_image, read_original
 from oneround.errors import OneRoundError
 from oneround.study import ImageSpec

@@ -23,10 +23,11 @@ from oneround.data.dicom_gray import (
 )
 from oneround.data.dicom_jpeg import codestream, decode_extended, require_consistent
 from oneround.data.dicom_lut import read_palette
-from oneround.data.frames import DIM, chosen_frames
+from oneround.data.frames import chosen_frames
 from oneround.errors import OneRoundError, printable
 from oneround.study import ImageSpec
 
+DIM = "the brightest value is below 1/8 of the scale of 16 bits, as of 12-bit values"
 INSTALL = "Install it with `pip install 'oneround[dicom]'`."
 EXPORT = "Export it again from the archive (PACS), or as PNG."
 LEAVE_OUT = "Leave it out of the data set; give the images themselves."

@@ -1,11 +1,9 @@
-"""What readers of pictures and of DICOM files share: the choice of frames, and a notice."""
+"""Which frames of a file become images, for pictures and for DICOM files."""
 
 from __future__ import annotations
 
 from oneround.errors import OneRoundError
 from oneround.study import ImageSpec
-
-DIM = "the brightest value is below 1/8 of the scale of 16 bits, as of 12-bit values"
 
 
 def chosen_frames(count: int, image: ImageSpec) -> range:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from oneround.data.dicom import looks_like_dicom, read_dicom
-from oneround.data.frames import DIM, chosen_frames
+from oneround.data.frames import chosen_frames
 from oneround.errors import OneRoundError
 from oneround.study import ImageSpec
 
@@ -222,8 +222,8 @@ def _from_picture(path: str | os.PathLike[str], image: ImageSpec) -> Original:
             pages.append(_picture(source))
             if source.format in ("PNG", "TIFF") and ";16" in raw:
                 tops.append(_top(pages[-1], source))
-    notices = _contrast(pages, one_bit) | ({DIM} if tops and min(tops) < 1 / 8 else set())
-    return Original(_stacked(pages), None, tuple(sorted(notices)), max(tops, default=None))
+    notices = tuple(sorted(_contrast(pages, one_bit)))
+    return Original(_stacked(pages), None, notices, max(tops, default=None))
 
 
 def _raw_mode(source: Image.Image) -> str:
