@@ -312,7 +312,8 @@ def main() -> int:
     total, bad = Counter[str](), 0
     with tempfile.TemporaryDirectory(prefix="oneround-fuzz-") as folder:
         kit = Kit.make(Path(folder))
-        run(kit, options.seed, 0, 20)  # what is allocated once
+        run(kit, options.seed, 0, 20)  # what is allocated once, such as for imports
+        models.expected_tensors(ArchitectureSpec(), kit.study.image, 3)
         before = peak_bytes()
         for start in range(0, options.count, PIECE):
             if start in done:
