@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import random
-import resource
 import struct
 import sys
 import tempfile
@@ -295,6 +294,8 @@ def run(kit: Kit, seed: int, start: int, count: int) -> Tally:
 
 def peak_bytes() -> int:
     """Most memory that this process has had so far, in bytes (Linux counts in KiB)."""
+    import resource
+
     factor = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor
 
