@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import random
-import resource
 import struct
 import sys
 import tempfile
@@ -295,6 +294,8 @@ def run(kit: Kit, seed: int, start: int, count: int) -> Tally:
 
 def peak_bytes() -> int:
     """Most memory that this process has had so far, in bytes (Linux counts in KiB)."""
+    import resource
+
     factor = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor
 
@@ -312,7 +313,8 @@ def main() -> int:
     total, bad = Counter[str](), 0
     with tempfile.TemporaryDirectory(prefix="oneround-fuzz-") as folder:
         kit = Kit.make(Path(folder))
-        run(kit, options.seed, 0, 20)  # what is allocated once
+        run(kit, options.seed, 0, 20)  # what is allocated once, such as for imports
+        models.expected_tensors(ArchitectureSpec(), kit.study.image, 3)
         before = peak_bytes()
         for start in range(0, options.count, PIECE):
             if start in done:

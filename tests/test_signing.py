@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,19 +109,24 @@ def test_another_key_under_the_name_of_the_right_one(
         lambda s: s.replace(b'"keyid":""', b'"keyid":"unsigned"'),
         lambda s: s.replace(b'"keyid":""}]', b'"keyid":""},{"sig":"AAAA","keyid":""}]'),
         lambda s: s.replace(b'"publicKey":{', b'"publicKey":{"rawBytes":"AAAA",'),
+        lambda s: re.sub(rb'"hint":"\w+"', b"", s),
         lambda s: s.replace(b'"tlogEntries":[]', b'"tlogEntries":[],"x":1'),
         lambda s: s.replace(b'"payload":"', b'"payload":"-'),
         lambda s: s.replace(b"application/vnd.in-toto", b"application\\/vnd.in-toto"),
     ],
 )
 def test_nothing_unsigned_travels_in_a_signature(
-    north: signing.KeyFiles, public: str, change: Callable[[bytes], bytes]
+    north: signing.KeyFiles,
+    public: str,
+    change: Callable[[bytes], bytes],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     signature = signing.sign(CONTENTS, north.private)
     changed = change(signature)
     assert changed != signature
     with pytest.raises(WrongSignatureError):
         signing.verify(CONTENTS, changed, public)
+    assert capsys.readouterr().out == ""  # the library warns there
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,6 @@ from filelock import FileLock
 
 from oneround.errors import OneRoundError
 
-if os.name != "nt":
-    import fcntl
-
 log = logging.getLogger(__name__)
 
 
@@ -209,6 +206,8 @@ def exclusive(folder: Path, seconds: float = 60) -> Iterator[None]:
 
 def _locked(descriptor: int) -> bool:
     """Whether the folder is this process's now; also where a network share knows no locks."""
+    import fcntl  # POSIX alone has it
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

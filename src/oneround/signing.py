@@ -207,8 +207,8 @@ def verify(contents: Mapping[str, bytes], signature: bytes, public_key: str) -> 
         pem = file.with_name("key.pub")
         pem.write_text(_to_pem(public_key))
         try:
+            _require_signature_alone(signature, public_key)  # else the library may print
             verifying.Config().use_elliptic_key_verifier(public_key=pem).verify(model, file)
-            _require_signature_alone(signature, public_key)
             covered = _covered(signature)
         except Exception as error:  # from a stranger's bytes the library raises many kinds
             reason = str(error).split("\n")[0].partition(": ")[0][:200] or type(error).__name__
@@ -338,7 +338,8 @@ def _require_signature_alone(signature: bytes, public_key: str) -> None:
     Raises:
         ValueError: there are other keys, spaces or characters, which nothing covers.
     """
-    envelope = json.loads(signature)["dsseEnvelope"]
+    bundle = json.loads(signature)
+    envelope, key = bundle["dsseEnvelope"], bundle["verificationMaterial"]["publicKey"]
     hint = hashlib.sha256(_to_pem(public_key).encode()).hexdigest()
     alone = {
         "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
@@ -349,7 +350,9 @@ def _require_signature_alone(signature: bytes, public_key: str) -> None:
             "signatures": [{"sig": _base64_again(envelope["signatures"][0]["sig"]), "keyid": ""}],
         },
     }
-    if json.loads(signature) != alone:
+    if key.get("hint", hint) != hint:
+        raise ValueError("Key mismatch")
+    if bundle != alone:
         raise ValueError("it holds more than a signature")
     if signature != json.dumps(alone, separators=(",", ":")).encode():
         raise ValueError("it is not written as a signature is")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -319,3 +320,49 @@ def test_names_from_strangers_are_text(
     text = visitor(None).get("/").text
     assert "日本 (1).oneround" in text
     assert "<b>" not in text
+
+
+def test_the_page_offers_the_study_and_the_commands_of_a_site(
+    visitor: Visit, place: Place, stranger: Callable[[], Browser]
+) -> None:
+    place.study_file.write_text("name = 'blood'")
+    signature = place.study_file.with_name(f"{place.study_file.name}.sig")
+    north = visitor("north")
+    assert signature.name not in north.get("/").text
+    assert north.get(f"/study/{signature.name}").status_code == 404
+    signature.write_text("{}")
+    text = north.get("/").text
+    for command in (
+        "oneround train blood.toml --data IMAGES --site north --out north.oneround "
+        "--signed-by coordinator.pub",
+        "oneround submit north.oneround URL",
+    ):
+        assert f'<pre tabindex="0">{command}</pre>' in text
+    assert "oneround seal blood" not in text  # the study does not ask for it
+    assert north.get("/study/blood.toml").text == "name = 'blood'"
+    assert north.get(f"/study/{signature.name}").text == "{}"
+    for name in ("other.toml", "..%2Fblood.toml", ".oneround.sqlite"):
+        assert north.get(f"/study/{name}").status_code == 404
+    answer = stranger().get("/study/blood.toml", follow_redirects=False)
+    assert answer.headers["location"] == "/login"
+
+
+def test_a_refused_file_is_in_the_row_of_its_site(
+    visitor: Visit, files: dict[str, Path], intake: Intake
+) -> None:
+    half(files["south"], intake.inbox.folder)
+    rows = {
+        site: re.search(r"<th>south</th>\s*<td[^>]*>(\w+)", visitor(site).get("/").text)[1]
+        for site in (None, "south", "north")
+    }
+    assert rows == {None: "refused", "south": "refused", "north": "missing"}
+
+
+def test_a_full_disk_is_said_on_a_page(
+    place: Place, stranger: Callable[[], Browser], intake: Intake
+) -> None:
+    once = intake.state.new_token(None, once=True)
+    intake.state._database.execute("PRAGMA query_only = ON")
+    answer = stranger().log_in(once)
+    assert answer.status_code == 500
+    assert "The server cannot do this now" in answer.text

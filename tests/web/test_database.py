@@ -102,3 +102,30 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"x" * 5000)
     with pytest.raises(OneRoundError, match="not a database"):
         State(tmp_path)
+
+
+def test_log_in_on_a_full_disk(tmp_path: Path) -> None:
+    """A token that may be used again opens a session that is kept in memory; one that may be used
+    once does not, since that could not be written down."""
+    with State(tmp_path) as state:
+        token, once = state.new_token("north"), state.new_token(None, once=True)
+        state._database.execute("PRAGMA query_only = ON")  # every write fails
+        session = state.log_in(token)
+        assert session is not None
+        assert state.visitor(session).site == "north"
+        with pytest.raises(OneRoundError, match="Make room"):
+            state.log_in(once)
+        state._database.execute("PRAGMA query_only = OFF")
+        assert state.log_in(once) is not None
+        state.revoke("north")
+        assert state.visitor(session) is None
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    with State(tmp_path) as state:
+        state.new_token("north")
+    (tmp_path / FILE).write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 40)
+    with pytest.raises(OneRoundError) as caught, State(tmp_path) as state:
+        state.log_in("x")
+    assert caught.value.file == str(tmp_path / FILE)
+    assert caught.value.remedy

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp
 from oneround.coordinator.inbox import Status, expected_sites
 from oneround.errors import OneRoundError
 from oneround.report import html, units
+from oneround.signing import ENCRYPTED_SUFFIX, signature_path
 from oneround.web import middleware
 from oneround.web.database import SESSION_SECONDS, Visitor
 from oneround.web.intake import Intake
@@ -159,6 +160,8 @@ def main_page(here: Here, visitor: Member) -> HTMLResponse:
         visitor=visitor,
         limit=here.intake.inbox.limit,
         receipts=own,
+        study_files=_study_files(here),
+        steps=_steps(here, visitor.site) if visitor.site else [],
         **_state(here, visitor),
     )
 
@@ -224,6 +227,19 @@ def download(name: str, here: Here, visitor: Member) -> Response:
     )
 
 
+@router.get("/study/{name}")
+def study(name: str, here: Here, visitor: Member) -> Response:
+    """The study file or its signature, as they are on the disk."""
+    if name not in dict(_study_files(here)):
+        raise HTTPException(404)
+    return FileResponse(
+        here.study_file.with_name(name),
+        media_type="application/octet-stream",
+        filename=name,
+        headers={"Content-Security-Policy": middleware.FILE},
+    )
+
+
 @router.get("/page.css")
 def style() -> Response:
     """The style of the report, and what these pages have beside it."""
@@ -275,6 +291,31 @@ def _command(here: Place, found: Status, run: RunState, late: list[str]) -> str:
         + (["--identity", str(inbox.identity.path)] if inbox.identity else [])
         + (["--resume"] if run.phase == "stopped" else [])
     )
+
+
+def _study_files(here: Place) -> list[tuple[str, str]]:
+    """Names of the files that a site needs, and what they are."""
+    file, signature = here.study_file, signature_path(here.study_file)
+    files = {file: "the study", signature: "its signature, which belongs beside it"}
+    return [(path.name, about) for path, about in files.items() if path.is_file()]
+
+
+def _steps(here: Place, site: str) -> list[tuple[str, str]]:
+    """What a site does, one command after the other, and why."""
+    study, file = here.intake.inbox.study, here.study_file
+    signed = ["--signed-by", "coordinator.pub"] if signature_path(file).is_file() else []
+    made = leaves = f"{site}.oneround"
+    train = ["train", file.name, "--data", "IMAGES", "--site", site, "--out", made]
+    steps = [("Train, where the images are:", train + signed)]
+    spec = study.submission
+    if spec.keys or spec.encrypt_to:
+        leaves += ENCRYPTED_SUFFIX if spec.encrypt_to else ""
+        key = ["--key", f"{site}.key"] if spec.keys else []
+        what = " and ".join(["sign"] * bool(spec.keys) + ["encrypt"] * bool(spec.encrypt_to))
+        steps.append((f"{what.capitalize()} it:", ["seal", file.name, made, *key, *signed]))
+    steps.append((f"Submit {leaves} with the form of this page, or, if you were given the URL of a "
+                  "folder:", ["submit", leaves, "URL"]))  # fmt: skip
+    return [(about, shlex.join(["oneround", *words])) for about, words in steps]
 
 
 def _may_read_report(here: Place, visitor: Visitor) -> bool:

@@ -27,3 +27,18 @@ form?.addEventListener("submit", (event) => {
   else form.querySelector("button").disabled = true;
 });
 addEventListener("pageshow", () => form && (form.querySelector("button").disabled = false));
+
+document.documentElement.classList.add("js");
+addEventListener("click", async (event) => {
+  const button = event.target.closest?.(".copy");
+  if (!button) return;
+  const command = button.parentElement.querySelector("pre");
+  try {
+    await navigator.clipboard.writeText(command.textContent);
+    button.textContent = "Copied";
+  } catch { // without TLS there is no clipboard: select it, to be copied by hand
+    getSelection().selectAllChildren(command);
+    button.textContent = "Selected";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+});

@@ -65,6 +65,9 @@ def test_errors_stay_at_the_site(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "Mustermann" not in str(reply.content)
     assert facts_of(reply) == {"site": "north", "done": False}
     assert "unreadable" in caplog.text
+    written = (tmp_path / "north" / live_site.LOG).read_text()
+    assert "unreadable" in written
+    assert "Traceback" not in written
 
 
 def test_even_a_fault_of_ours_stays_at_the_site(

@@ -57,6 +57,20 @@ def test_one_round(trained: Path) -> None:
         assert (trained / "run" / page).exists()
 
 
+def test_a_run_without_enough_sites_ends_with_a_sentence(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = settings(trained)
+    monkeypatch.setattr(server.Settings, "of", lambda _: made)
+    caplog.set_level(logging.INFO, "oneround.federation")
+    ask = server.main.__wrapped__ if hasattr(server.main, "__wrapped__") else server.main
+    ask(FakeGrid({0: well(trained, "north")}), None)
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("not done: ")
+    assert "1 submission(s) of the 2 that are needed" in last
+    assert "Remedy:" in last
+
+
 def test_messages_end_with_the_deadline(trained: Path) -> None:
     study = Study.read(trained / "study.toml")
     soon = datetime.fromtimestamp(datetime.now(UTC).timestamp() + 600, UTC)
