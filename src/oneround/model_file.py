@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +23,7 @@ from oneround.evaluation import Metrics, evaluate, predict
 from oneround.files import read_json, sha256, write_atomic, write_json
 from oneround.models.ensemble import Client, Ensemble, Rule
 from oneround.runs.device import fabric_for
-from oneround.schema import Strict, validated
+from oneround.schema import FormatOne, Strict, validated
 from oneround.study import ArchitectureSpec, ImageSpec, Task
 from oneround.submission import Submission, read_submission
 
@@ -47,7 +46,7 @@ class ModelConfig(Strict):
         intended_use: intended use, as a reminder that travels with the model.
     """
 
-    format: Literal[1] = 1
+    format: FormatOne = 1
     method: str
     study: str
     study_hash: str
@@ -231,7 +230,7 @@ def model_config(folder: Path) -> ModelConfig:
     Raises:
         OneRoundError: it is missing or breaks a rule.
     """
-    return validated(ModelConfig, read_json(folder / CONFIG), folder / CONFIG)
+    return validated(ModelConfig, read_json(folder / CONFIG), folder / CONFIG, strictly=True)
 
 
 def _restore(config: ModelConfig, content: bytes, path: Path) -> nn.Module:

@@ -99,7 +99,8 @@ def test_twice_from_one_site(submit: Submit, study: Study, model: nn.Module) -> 
 
 
 def test_same_weights_under_two_names(submit: Submit) -> None:
-    assert together(submit, {}, {"site": "south", "images": 99}) == ["same-weights"]
+    copied = {"site": "south", "images": 99, "class_counts": [50, 40, 9]}
+    assert together(submit, {}, copied) == ["same-weights"]
 
 
 def test_different_studies(submit: Submit, study: Study) -> None:

@@ -29,6 +29,7 @@ from oneround.submission.container import (
     refuse,
 )
 from oneround.submission.manifest import Manifest, Submission
+from oneround.submission.probes import check_outputs
 
 LIMIT_BYTES = 1 << 30
 """Size limit of a submission by default, in bytes: 1 GiB (a ResNet-34 has 85 MB)."""
@@ -45,6 +46,7 @@ class Findings:
         problems: problems in the order in which they were found, warnings included.
         manifest: manifest, if it is valid.
         tensors: weights by name, if their header is valid.
+        model: client model, if there is no fatal problem.
         sha256: SHA-256 of the file, before encryption.
         size: size of the file, in bytes.
         signed_by: fingerprint of the key that signed it, if that is the site's.
@@ -53,6 +55,7 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
     manifest: Manifest | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    model: nn.Module | None = None
     sha256: str = ""
     size: int = 0
     signed_by: str | None = None
@@ -108,8 +111,10 @@ def read_submission(
     found = _examine_path(path, study, identity, limit_bytes)
     raise_if_fatal(found, path)
     assert found.manifest is not None
-    model = _restore(found.manifest, found.tensors)
-    return Submission(found.manifest, model, found.sha256, found.size, Path(path), found.signed_by)
+    assert found.model is not None
+    return Submission(
+        found.manifest, found.model, found.sha256, found.size, Path(path), found.signed_by
+    )
 
 
 def read_submissions(
@@ -147,9 +152,18 @@ def read_submissions(
 
 
 def examine(
-    file: io.BufferedReader | io.BufferedRandom | io.BytesIO, study: Study | None
+    file: io.BufferedReader | io.BufferedRandom | io.BytesIO,
+    study: Study | None,
+    *,
+    ask: bool = True,
 ) -> Findings:
-    """Examine an open file from the outside in; a problem ends only what depends on it."""
+    """Examine an open file from the outside in; a problem ends only what depends on it.
+
+    Args:
+        file: the file.
+        study: agreement to compare with.
+        ask: whether the client model, if nothing else is wrong, is asked for its outputs.
+    """
     found = Findings(size=file.seek(0, os.SEEK_END))
     file.seek(0)
     found.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -171,6 +185,10 @@ def examine(
             signature = found.attempt(read_member, archive, SIGNATURE)
         if _examine_signature(signed, signature, study, found):
             _examine_weights(content, expected, found)
+    if ask and found.manifest is not None and found.tensors and not found.fatal:
+        found.problems += weights.check_range(found.tensors)
+        found.model = _restore(found.manifest, found.tensors)
+        found.problems += check_outputs(found.model, found.manifest)
     return found
 
 
