@@ -58,6 +58,20 @@ class ModelConfig(Strict):
     intended_use: str = "Research. Not a medical device."
 
 
+class Suspect(Strict):
+    """A site that the cross-check names.
+
+    Attributes:
+        site: name of the site.
+        why: what was found and what follows from it, in one or two sentences.
+        used: whether its client model is used all the same.
+    """
+
+    site: str
+    why: str
+    used: bool
+
+
 @dataclass(frozen=True)
 class Model:
     """A model that is ready to use: a global model, or the client model of a submission.
@@ -70,6 +84,7 @@ class Model:
         bytes_sent: Bytes sent in all, to and from the sites; ``None``: one submission from each
             site, and the global model back to it.
         notes: Sentences that those who get the model should know.
+        suspects: Sites that the cross-check of the coordinator names.
         method: Name of the method that made it; empty for a client model.
         study: Name of the study.
         study_hash: :attr:`oneround.study.Study.hash` of it.
@@ -80,6 +95,7 @@ class Model:
     architectures: tuple[ArchitectureSpec, ...]
     bytes_sent: int | None = None
     notes: tuple[str, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
     method: str = ""
     study: str = ""
     study_hash: str = ""

@@ -41,7 +41,7 @@ from torch import nn
 
 from oneround.data.augment import augment
 from oneround.distillation.gallery import write_gallery
-from oneround.distillation.student import broadest_client
+from oneround.distillation.student import broadest_client, require_finite_loss
 from oneround.distillation.synthesis import ImageBank, InversionOptions, synthesize
 from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble, Rule, prior_corrected
@@ -198,6 +198,7 @@ def teach_last_layer(
             divergence = nn.functional.kl_div(log_q, soft[chosen], reduction="batchmean")
             change = (logits - own[chosen]).square().mean(0)
             loss = options.temperature**2 * divergence + (stay * change).sum()
+            require_finite_loss(loss, stage, step)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()

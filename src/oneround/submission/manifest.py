@@ -20,8 +20,10 @@ from oneround.schema import Count, FormatOne, Name, Sha256, Strict, Text, Time
 from oneround.study import ArchitectureSpec, ImageSpec
 
 SHARES = frozenset(
-    """accuracy balanced_accuracy auroc auc auprc average_precision ece brier f1 precision recall
-    sensitivity specificity ppv npv""".split()
+    (
+        *("accuracy", "balanced_accuracy", "auroc", "auc", "auprc", "average_precision", "ece"),
+        *("brier", "f1", "precision", "recall", "sensitivity", "specificity", "ppv", "npv"),
+    )
 )
 """Names of metrics that are always in [0, 1]."""
 

@@ -69,7 +69,7 @@ def check_outputs(model: nn.Module, manifest: Manifest) -> Iterable[Problem]:
     x = x[-affordable:]
     try:
         with torch.no_grad():
-            outputs = model(x) if small else torch.cat([model(one) for one in x.split(1)])
+            outputs = model(x) if small else torch.cat([model(one.unsqueeze(0)) for one in x])
             again = _with_statistics_of(x, model)(x) if small else outputs
     except Exception as error:  # anything: it is somebody else's network
         what = f"the network does not take the study's images ({str(error)[:200]!r})"

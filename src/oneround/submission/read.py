@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -108,7 +108,15 @@ def read_submission(
     Raises:
         OneRoundError: the file has fatal problems; the message lists all.
     """
-    found = _examine_path(path, study, identity, limit_bytes)
+    return _submission(_examine_path(path, study, identity, limit_bytes), path)
+
+
+def _submission(found: Findings, path: str | os.PathLike[str]) -> Submission:
+    """What was found in a file without fatal problems.
+
+    Raises:
+        OneRoundError: there are fatal problems; the message lists all.
+    """
     raise_if_fatal(found, path)
     assert found.manifest is not None
     assert found.model is not None
@@ -122,6 +130,7 @@ def read_submissions(
     study: Study,
     *,
     identity: signing.Identity | None = None,
+    exclude: Collection[str] = (),
 ) -> list[Submission]:
     """All submissions of a study, in the order of their sites' names.
 
@@ -129,6 +138,7 @@ def read_submissions(
         paths: one file for each site.
         study: agreement that they must belong to.
         identity: private key for encrypted files.
+        exclude: sites whose files are passed over, whatever is wrong with them.
 
     Raises:
         OneRoundError: there are fatal problems of files, or of the files together; the message
@@ -137,7 +147,9 @@ def read_submissions(
     submissions, refusals = [], []
     for path in paths:
         try:
-            submissions.append(read_submission(path, study, identity=identity))
+            found = _examine_path(path, study, identity, LIMIT_BYTES)
+            if found.manifest is None or found.manifest.site not in exclude:
+                submissions.append(_submission(found, path))
         except OneRoundError as error:
             refusals.append(str(error))
     refusals += [str(problem) for problem in checks.check_together(submissions)]

@@ -36,8 +36,10 @@ def write_submission(
     """Write the submission of ``site``, not yet signed or encrypted, and return its manifest.
 
     :func:`oneround.submission.seal_submission` does both if the study asks for it.
-    The content is checked as a reader would check it, against ``study`` too, before
-    anything is written; only the outputs of the model are left to :func:`check_submission`. Equal arguments, with ``created`` given, make an equal file.
+    The content is checked as a reader would check it, against ``study`` too, before anything is
+    written; only the outputs of the model are left to
+    :func:`~oneround.submission.check_submission`. Equal arguments, with ``created`` given, make an
+    equal file.
 
     Args:
         path: file to write, by convention ``NAME.oneround``; an older one is replaced in one step.
