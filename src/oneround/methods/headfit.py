@@ -26,6 +26,9 @@ with h the features of f_0, which were trained on real images and stay as they a
 s_c = ρ·n_0c/(n_0c + 10) + ε: for a class of which its site has images, the student's answers stay;
 for a class that its site lacks, it learns from the others, with caution. If sites withhold their
 class counts, their models are used as they are, and the student stays close to its start.
+
+Class counts and losses are what sites state. Before a method begins, the coordinator has bounded
+them, and has left out client models that contradict the others.
 """
 
 from __future__ import annotations
