@@ -259,7 +259,7 @@ def make_global_model(
     the curves into the RUN folder."""
     ensemble = ensemble_of(submissions, study, choice.start).to(run.fabric.device)
     clients, suspects = cross_check(ensemble, run, keep=choice.sites)
-    if suspects:
+    if clients != list(ensemble.clients):
         ensemble = ensemble.of(clients, "auto")
     made = method.function(ensemble, run, options)
     notes = [f"{suspect.site}: {suspect.why}" for suspect in suspects]

@@ -12,6 +12,8 @@ without the lowest, since that may be a liar's. A site is left out if A_k is bel
 times the median of the others (labels permuted, outputs flipped, random weights), if its outputs
 vary ``SPREAD`` times as much or as little as the median of the others, or if one of its outputs is
 not finite. The worst site goes first, then the rest is compared again; most sites always stay.
+Below ``DOUBT``, where skewed honest sites may be too, a site is used and not named, and no student
+starts from its client model.
 
 A number that only the site itself states is bounded: its images count at most ``MOST_IMAGES``
 times the median of the others, and a loss that is below ``LEAST_LOSS`` times what the losses of the
@@ -42,6 +44,7 @@ FEWEST_SITES = 3  #: number of sites below which nobody can be outvoted
 KNOWN = 10  #: training images from which on a site counts as having a class
 EVIDENCE = 4  #: smallest sum of |S| − 1 over the other sites from which agreement is judged
 AGREEMENT = 0.4  #: smallest agreement, relative to the median of the others
+DOUBT = 0.6  #: agreement, relative to that median, below which a site is no start of a student
 LEAST_AGREEMENT = 0.1  #: median agreement of the others below which nobody is judged
 SPREAD = (1 / 8, 6.0)  #: smallest and largest spread of the outputs, relative to that median
 COPY = 0.25  #: distance of two models' weights below which one is a copy, relative to the median
@@ -69,6 +72,8 @@ def cross_check(
         what = "It is used all the same, as you asked." if used else "It is left out."
         found.append(Suspect(site=clients[number].site, why=f"{why} {what}", used=used))
         live.remove(number)
+    for k, ratio in _relative_agreement(clients, outputs, live).items():
+        clients[k] = replace(clients[k], doubted=ratio < DOUBT and clients[k].site not in keep)
     out = {suspect.site for suspect in found if not suspect.used}
     clients = [client for client in clients if client.site not in out]
     found += _copies(clients)
@@ -116,17 +121,25 @@ def _unlike_in_spread(
 def _unlike_in_agreement(
     clients: Sequence[Client], outputs: Sequence[torch.Tensor], live: Sequence[int]
 ) -> tuple[int, str] | None:
+    found = _relative_agreement(clients, outputs, live)
+    if not found or min(found.values()) >= AGREEMENT:
+        return None
+    k = min(found, key=lambda k: found[k])
+    return k, (
+        "Its client model contradicts the others on which class is which "
+        f"({found[k]:.2f} of their agreement)."
+    )
+
+
+def _relative_agreement(
+    clients: Sequence[Client], outputs: Sequence[torch.Tensor], live: Sequence[int]
+) -> dict[int, float]:
+    """Agreement of each site that can be judged, relative to the median of the others."""
     agreement = {k: a for k in live if (a := _agreement(k, clients, outputs, live)) is not None}
     if len(agreement) < FEWEST_SITES:
-        return None
-    k = min(agreement, key=lambda k: agreement[k])
-    usual = median(agreement[j] for j in agreement if j != k)
-    if usual < LEAST_AGREEMENT or agreement[k] >= AGREEMENT * usual:
-        return None
-    return k, (
-        "Its client model contradicts the others on which class is which (agreement "
-        f"{agreement[k]:.2f}, the others' {usual:.2f})."
-    )
+        return {}
+    usual = {k: median(a for j, a in agreement.items() if j != k) for k in agreement}
+    return {k: a / usual[k] for k, a in agreement.items() if usual[k] >= LEAST_AGREEMENT}
 
 
 def _agreement(

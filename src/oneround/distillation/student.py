@@ -113,7 +113,8 @@ def broadest_client(
     this one by less than :data:`NEAR` in every class, it is the client model with the smallest
     training loss, since losses can be compared if the sites had the same task.
 
-    Counts and losses have passed the coordinator's cross-check. If a client is marked as
+    Counts and losses have passed the coordinator's cross-check, and a client model that it doubts
+    is not chosen if there is another. If a client is marked as
     :attr:`~oneround.models.ensemble.Client.start`, it is that one.
 
     Args:
@@ -130,7 +131,7 @@ def broadest_client(
         return sum(math.log1p(count) for count in counts) / len(counts)
 
     alike = [c for c in ensemble.clients if architecture in (None, c.architecture)]
-    alike = [c for c in alike if c.start] or alike
+    alike = [c for c in alike if c.start] or [c for c in alike if not c.doubted] or alike
     broadest = max(alike, key=breadth, default=None)
     if broadest is None:
         return None

@@ -74,6 +74,9 @@ class Client:
         loss: Training loss of these weights at the site, or ``None`` if it is not known.
         balanced: Whether the site weighted classes inversely to their frequency in training, so
             that all classes it has count the same.
+        start: Whether a student that starts from a client model starts from this one, whatever
+            numbers say.
+        doubted: Whether the cross-check doubts it, so that a student does not start from it.
     """
 
     site: str
@@ -84,6 +87,7 @@ class Client:
     loss: float | None = None
     balanced: bool = False
     start: bool = False
+    doubted: bool = False
 
 
 class Ensemble(nn.Module):
