@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +23,7 @@ from oneround.evaluation import Metrics, evaluate, predict
 from oneround.files import read_json, sha256, write_atomic, write_json
 from oneround.models.ensemble import Client, Ensemble, Rule
 from oneround.runs.device import fabric_for
-from oneround.schema import Strict, validated
+from oneround.schema import FormatOne, Strict, validated
 from oneround.study import ArchitectureSpec, ImageSpec, Task
 from oneround.submission import Submission, read_submission
 
@@ -47,7 +46,7 @@ class ModelConfig(Strict):
         intended_use: intended use, as a reminder that travels with the model.
     """
 
-    format: Literal[1] = 1
+    format: FormatOne = 1
     method: str
     study: str
     study_hash: str
@@ -57,6 +56,20 @@ class ModelConfig(Strict):
     rule: Rule | None = None
     weights_sha256: str = ""
     intended_use: str = "Research. Not a medical device."
+
+
+class Suspect(Strict):
+    """A site that the cross-check names.
+
+    Attributes:
+        site: name of the site.
+        why: what was found and what follows from it, in one or two sentences.
+        used: whether its client model is used all the same.
+    """
+
+    site: str
+    why: str
+    used: bool
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,7 @@ class Model:
         bytes_sent: Bytes sent in all, to and from the sites; ``None``: one submission from each
             site, and the global model back to it.
         notes: Sentences that those who get the model should know.
+        suspects: Sites that the cross-check of the coordinator names.
         method: Name of the method that made it; empty for a client model.
         study: Name of the study.
         study_hash: :attr:`oneround.study.Study.hash` of it.
@@ -81,6 +95,7 @@ class Model:
     architectures: tuple[ArchitectureSpec, ...]
     bytes_sent: int | None = None
     notes: tuple[str, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
     method: str = ""
     study: str = ""
     study_hash: str = ""
@@ -231,7 +246,7 @@ def model_config(folder: Path) -> ModelConfig:
     Raises:
         OneRoundError: it is missing or breaks a rule.
     """
-    return validated(ModelConfig, read_json(folder / CONFIG), folder / CONFIG)
+    return validated(ModelConfig, read_json(folder / CONFIG), folder / CONFIG, strictly=True)
 
 
 def _restore(config: ModelConfig, content: bytes, path: Path) -> nn.Module:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self, TypeGuard, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from oneround.errors import OneRoundError, printable
 
@@ -42,6 +50,38 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 """A number of things, 0 to 10¹²."""
 
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+
+
+def _is_whole(value: object) -> object:
+    if isinstance(value, bool | float):
+        raise ValueError("must be a whole number")
+    return value
+
+
+WholeNumber = BeforeValidator(_is_whole)
+"""For ``Literal`` numbers, which ``true`` and 1.0 would equal."""
+
+FormatOne = Annotated[Literal[1], WholeNumber]
+"""The version 1 of a file format."""
+
+
+def _is_a_date(time: str) -> str:
+    datetime.fromisoformat(time)
+    return time
+
+
+Time = Annotated[
+    str,
+    Field(
+        max_length=40,
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|\+00:00)$",
+    ),
+    AfterValidator(_is_a_date),
+]
+"""A time in UTC, ISO 8601, of a day that there is."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -64,19 +104,33 @@ class Strict(BaseModel):
         return validated(cls, content, source)
 
 
-def validated(model: type[Model], content: object, file: str | os.PathLike[str]) -> Model:
+def read_strictly(model: type[Model], content: object) -> Model:
+    """``content`` of a JSON file from somebody else as an instance of ``model``.
+
+    Numbers must be numbers: ``"120"``, ``true`` and, for a whole number, ``120.0`` are errors.
+
+    Raises:
+        ValidationError: ``content`` breaks a rule.
+    """
+    return model.model_validate_json(json.dumps(content), strict=True)
+
+
+def validated(
+    model: type[Model], content: object, file: str | os.PathLike[str], *, strictly: bool = False
+) -> Model:
     """``content`` as an instance of ``model``.
 
     Args:
         model: class of the content.
         content: values by key.
         file: file that the content comes from, for the error.
+        strictly: whether it is a file from somebody else; see :func:`read_strictly`.
 
     Raises:
         OneRoundError: ``content`` breaks a rule; the message names file, keys and remedy.
     """
     try:
-        return model.model_validate(content)
+        return read_strictly(model, content) if strictly else model.model_validate(content)
     except ValidationError as error:
         problems = error.errors()
         lines = [

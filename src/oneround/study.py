@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tomlkit
 from pydantic import (
@@ -30,11 +30,13 @@ from oneround.errors import OneRoundError, warn_renamed
 from oneround.files import parse_toml, sha256, write_atomic
 from oneround.schema import (
     NAME,
+    FormatOne,
     Name,
     PublicKey,
     Recipient,
     Strict,
     Text,
+    WholeNumber,
     parse_assignment,
     require_distinct,
     validated,
@@ -64,7 +66,7 @@ class ImageSpec(Strict):
             its middle frame is the image; ``each``: every frame is an image.
     """
 
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], WholeNumber] = 3
     height: int = Field(default=28, ge=8, le=1024)
     width: int = Field(default=28, ge=8, le=1024)
     mean: tuple[float, ...] = (0.5,)
@@ -205,6 +207,8 @@ class SubmissionSpec(Strict):
         at_least: Number of submissions that are enough for a global model (k of n); ``None``:
             see :attr:`Study.at_least`.
         smallest_cell: Smallest count in the metrics that a site sends back; others are left out.
+        most_images: Largest number of training images that a site can have; submissions that claim
+            more are refused.
     """
 
     keys: dict[Name, PublicKey] = Field(default_factory=dict)
@@ -212,6 +216,7 @@ class SubmissionSpec(Strict):
     deadline: datetime | None = None
     at_least: int | None = Field(default=None, ge=1)
     smallest_cell: int = Field(default=5, ge=1, le=1000)
+    most_images: int | None = Field(default=None, ge=1, le=10**12)
 
     @field_validator("deadline", mode="before")
     @classmethod
@@ -253,7 +258,7 @@ class Study(Strict):
         submission: keys, deadline, k of n; the only part that may change after sites have trained.
     """
 
-    format: Literal[1] = 1
+    format: FormatOne = 1
     name: Name
     classes: tuple[Text, ...] = Field(min_length=2, max_length=4096)
     sites: tuple[Name, ...] = ()

@@ -101,11 +101,27 @@ def test_an_extension_has_the_method_of_the_run_whatever_the_preset(
     assert "fedavg cannot be extended" in " ".join(late.err.split())
 
 
-def test_without_needs_a_model_to_leave(call: Call, workplace: Workplace, tmp_path: Path) -> None:
-    command = ["aggregate", workplace.study, *workplace.submissions, "--out", tmp_path / "run"]
-    outcome = call(*command, "--without", "west")
+def test_excluded_site_is_passed_over(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    """Whatever is wrong with its file."""
+    north, south = workplace.submissions
+    options = [f"--set={option}" for option in tiny.HEADFIT]
+    files = [workplace.study, north, south]
+    alone = call("aggregate", workplace.study, north, "--out", tmp_path / "alone", *options)
+    assert alone.code == 0
+    call("aggregate", *files, "--exclude", "south", "--out", tmp_path / "two", *options)
+    one, two = ((tmp_path / name / "global.safetensors") for name in ("alone", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_start_is_a_site_that_submitted(call: Call, workplace: Workplace, tmp_path: Path) -> None:
+    command = ["aggregate", workplace.study, *workplace.submissions]
+    options = [f"--set={option}" for option in tiny.HEADFIT]
+    outcome = call(*command, "--start", "nobody", "--out", tmp_path / "x")
     assert outcome.code == 1
-    assert "--extend" in outcome.err
+    assert "no submission of nobody" in outcome.err
+    for site in ("north", "south"):
+        outcome = call(*command, "--start", site, "--out", tmp_path / site, *options)
+        assert f"those of the client model of {site}" in " ".join(outcome.out.split())
 
 
 def test_names_of_the_version_before(call: Call, workplace: Workplace, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from oneround.errors import OneRoundError
 from oneround.report import write_model_card, write_report
 from oneround.site.evaluation import write_evaluation
 from oneround.study import SubmissionSpec
-from tests.evaluations import STUDY, at_site, changed
+from tests.evaluations import STUDY, at_site, changed, made_up
 
 
 def test_signed_and_read_again(finished_run: Path, tmp_path: Path) -> None:
@@ -74,12 +74,8 @@ def test_text_from_anyone_stays_on_a_short_line(tmp_path: Path) -> None:
 
 def test_what_all_sites_say_together(finished_run: Path) -> None:
     found = at_site(finished_run)
-    told = found.global_model.model_dump()
-    one = changed(found, site="a", images=100, **{"global": told | {"accuracy": 0.9}},
-                  own=told | {"accuracy": 0.8})  # fmt: skip
-    two = changed(found, site="b", images=300, **{"global": told | {"accuracy": 0.7}},
-                  own=told | {"accuracy": 0.75})  # fmt: skip
-    three = changed(found, site="c", images=100, **{"global": told | {"accuracy": 0.8}})
+    one, two = made_up(found, "a", 100, 90, 80), made_up(found, "b", 300, 210, 225)
+    three = made_up(found, "c", 100, 80)
     pooled = pool([one, two, three])
     assert (pooled.images, pooled.worst) == (500, "b")
     assert pooled.accuracy == (90 + 210 + 80) / 500
@@ -93,8 +89,8 @@ def test_report_and_card_show_them(finished_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     found = at_site(finished_run)
-    keep_evaluations(folder, [found, changed(found, site="site-1", images=59)])
-    keep_evaluations(folder, [changed(found, images=61)])  # site-0 again
+    keep_evaluations(folder, [found, made_up(found, "site-1", 59, 30)])
+    keep_evaluations(folder, [made_up(found, "site-0", 61, 30)])  # again
     page = write_report(folder).read_text("utf-8")
     assert "At the sites" in page
     assert "120 images" in page
@@ -108,3 +104,39 @@ def test_report_and_card_show_them(finished_run: Path, tmp_path: Path) -> None:
 def test_evaluation_of_another_model(finished_run: Path) -> None:
     with pytest.raises(OneRoundError, match="has evaluated another model"):
         keep_evaluations(finished_run, [changed(at_site(finished_run), model="0" * 64)])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("images", 61),
+        ("images", "60"),
+        ("images", 60.0),
+        ("format", True),
+        ("smallest_cell", True),
+        ("created", "9999-99-99T99:99:99Z"),
+        ("class_counts", {"red": 60, "green": 0, "blue": 0}),
+        ("class_counts", {"red": 10**12, "green": 20, "blue": 20}),
+        ("global.accuracy", 1.0),
+        ("global.accuracy", "0.5"),
+        ("global.recall", {"violet": 1.0}),
+        ("global.intervals", {"accuracy": [0.9, 0.1]}),
+        ("global.confusion", [[60, 0, 0], [0, 60, 0], [0, 0, 60]]),
+        ("global.confusion", [[60]]),
+        ("global.confusion", [[60], [0, 0]]),
+    ],
+)
+def test_evaluation_that_contradicts_itself(
+    finished_run: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    right = made_up(at_site(finished_run), "site-0", 60, 30)
+    content = right.model_dump(mode="json", by_alias=True)
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(content))
+    assert read_evaluation(path) == right
+    *tables, last = key.split(".")
+    table = content[tables[0]] if tables else content
+    table[last] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(OneRoundError):
+        read_evaluation(path)

@@ -88,6 +88,14 @@ def test_of_sites_with_the_same_task_the_one_with_the_smallest_training_loss() -
     assert chosen((a, None), (b, 0.2)) == "site-1"
 
 
+def test_start_that_the_coordinator_chose() -> None:
+    members = clients(3)
+    members[0] = dataclasses.replace(members[0], start=True)
+    found = broadest_client(Ensemble(members, TASK))
+    assert found
+    assert found.site == "site-0"
+
+
 def test_new_student_without_the_class_mix_of_its_site() -> None:
     members = clients(3)
     student, _ = new_student(Ensemble(members, TASK), options(start="corrected"), Stage("x"))

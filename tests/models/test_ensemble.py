@@ -229,3 +229,20 @@ def test_a_corrected_site_does_not_vote_against_what_it_has_not_seen() -> None:
     right = likelihood / likelihood.sum(1, keepdim=True)  # where all classes are equally frequent
     assert plain(x).exp()[1, 1] < 0.5, "both sites take the rare class for their frequent one"
     assert torch.allclose(prior_corrected(plain)(x).exp(), right, atol=1e-6)
+
+
+def test_outputs_that_are_not_finite_name_the_site() -> None:
+    """Also where they are finite for other images."""
+
+    class Sometimes(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = x.mean((2, 3))
+            return torch.where(z > 0, z, torch.nan)
+
+    members = clients(2)
+    ensemble = Ensemble([members[0], replace(members[1], model=Sometimes())], TASK, "probabilities")
+    bright = torch.ones(1, *IMAGE.shape)
+    assert ensemble(bright).isfinite().all()
+    with pytest.raises(OneRoundError, match=r"client model of site-1 .*--exclude site-1"):
+        ensemble(-bright)
+    ensemble(torch.nan * bright)  # no client model is to blame

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,17 @@ from typing import Any
 import pytest
 from torch import nn
 
+from oneround.errors import OneRoundError
 from oneround.models import registry
 from oneround.study import ArchitectureSpec, ImageSpec, Study
 from oneround.submission import (
+    Privacy,
     Submission,
     check_submission,
     check_together,
     read_submission,
 )
+from oneround.submission.container import pack
 
 from .conftest import client_model
 
@@ -99,7 +104,8 @@ def test_twice_from_one_site(submit: Submit, study: Study, model: nn.Module) -> 
 
 
 def test_same_weights_under_two_names(submit: Submit) -> None:
-    assert together(submit, {}, {"site": "south", "images": 99}) == ["same-weights"]
+    copied = {"site": "south", "images": 99, "class_counts": [50, 40, 9]}
+    assert together(submit, {}, copied) == ["same-weights"]
 
 
 def test_different_studies(submit: Submit, study: Study) -> None:
@@ -116,3 +122,77 @@ def test_problems_name_the_files(submit: Submit, study: Study) -> None:
     paths = [submit("one.oneround"), submit("two.oneround")]
     [problem] = check_together([read_submission(path) for path in paths])
     assert all(str(path) in problem.what for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("images", True),
+        ("images", "120"),
+        ("images", 120.0),
+        ("images", 1),
+        ("skipped", -1),
+        ("skipped", True),
+        ("class_counts", [10**9] * 3),
+        ("class_counts", [50, 40, 30.0]),
+        ("class_counts", [True, 89, 30]),
+        ("format", True),
+        ("format", 1.0),
+        ("created", "2025-02-30T12:00:00Z"),
+        ("image.height", "16"),
+        ("image.channels", True),
+        ("training.epochs", "5"),
+        ("training.loss", -1e-300),
+        ("training.loss", 1e5),
+        ("training.loss", "0.25"),
+        ("training.loss", True),
+        ("training.validation", {"accuracy": 1.01}),
+        ("training.validation", {"AUROC": -5}),
+        ("training.validation", {"kappa": 1e300}),
+        ("training.validation", {"accuracy": True}),
+    ],
+)
+def test_impossible_values(
+    submit: Submit, study: Study, tmp_path: Path, key: str, value: object
+) -> None:
+    with zipfile.ZipFile(submit()) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    content = json.loads(members["manifest.json"])
+    *tables, last = key.split(".")
+    table = content[tables[0]] if tables else content
+    table[last] = value
+    path = tmp_path / "changed.oneround"
+    path.write_bytes(pack(members | {"manifest.json": json.dumps(content).encode()}))
+    assert codes(path, study) == ["manifest-invalid"]
+
+
+def test_noised_counts_have_a_bound(submit: Submit, study: Study) -> None:
+    privacy = Privacy(epsilon=1.0, delta=1e-5)
+    path = submit(class_counts=[55, 30, 31], privacy=privacy)
+    assert codes(path, study) == []
+    with pytest.raises(OneRoundError, match="class_counts sum to"):
+        submit(class_counts=[55, 30, 10**6], privacy=privacy)
+
+
+def test_skipped_images(submit: Submit, study: Study) -> None:
+    assert b"skipped" not in submit().read_bytes()  # so that version 0.1 reads it
+    path = submit(skipped=6)
+    assert read_submission(path).manifest.skipped == 6
+    assert codes(path, study) == []
+    [problem] = check_submission(submit(skipped=7), study)
+    assert (problem.code, problem.fatal) == ("many-skipped", False)
+    assert "7 of 127 images" in problem.what
+
+
+def test_most_images_of_the_study(submit: Submit, study: Study) -> None:
+    path = submit()
+    for most, expected in ((None, []), (120, []), (119, ["too-many-images"])):
+        bounded = changed(study, submission={"most_images": most})
+        assert bounded.hash == study.hash
+        assert codes(path, bounded) == expected
+
+
+def test_other_type_of_an_argument_is_another_architecture(submit: Submit, study: Study) -> None:
+    path = submit()
+    other = ArchitectureSpec(name="resnet18", arguments={"width": 2.0})
+    assert "architecture-not-allowed" in codes(path, changed(study, architectures=(other,)))

@@ -389,7 +389,7 @@ def test_every_problem_is_found_not_only_the_first(kit: Kit, tmp_path: Path) -> 
         "patient": torch.zeros(1),
     }
     del bad["fc.bias"]
-    manifest = kit.manifest(site="east", study_hash="0" * 64, images=1)
+    manifest = kit.manifest(site="east", study_hash="0" * 64, images=1, class_counts=None)
     path = tmp_path / "bad.oneround"
     path.write_bytes(kit.file(json.dumps(manifest).encode(), safetensors(bad)))
     assert [problem.code for problem in check_submission(path, kit.study)] == [

@@ -82,7 +82,7 @@ def test_signature_of_another_file_or_key(
     submit: Submit, signed: Study, pairs: dict[str, signing.KeyFiles]
 ) -> None:
     path = submit()
-    other = submit("other.oneround", images=121)
+    other = submit("other.oneround", images=121, class_counts=[51, 40, 30])
     seal_submission(other, signed, key=pairs["north"].private)
     good = members(path)
     by_stranger = signing.sign(good, pairs["stranger"].private)

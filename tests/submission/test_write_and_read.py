@@ -118,7 +118,7 @@ def test_full_disk_leaves_the_older_file(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OneRoundError, match=os.strerror(number)) as caught:
-        submit(images=121)
+        submit(images=121, class_counts=[51, 40, 30])
     assert caught.value.file == str(path)
     assert caught.value.remedy
     assert path.read_bytes() == before

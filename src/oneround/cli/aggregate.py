@@ -27,7 +27,7 @@ from oneround.cli.console import (
 from oneround.coordinator.aggregate import aggregate as make_global_model
 from oneround.coordinator.history import Entry, Ledger
 from oneround.coordinator.results import Results
-from oneround.errors import OneRoundError, warn_renamed
+from oneround.errors import warn_renamed
 from oneround.report import write_model_card, write_report
 from oneround.runs.device import fabric_for
 from oneround.study import Study
@@ -60,11 +60,28 @@ def aggregate(
             show_default=False,
         ),
     ] = None,
-    without: Annotated[
+    exclude: Annotated[
         list[str] | None,
         typer.Option(
+            "--exclude",
+            "--without",
             metavar="SITE",
-            help="Site that has withdrawn from --extend, for a full run without it; repeat.",
+            help="Site to leave out, whatever its file is; with --extend, a site that has "
+            "withdrawn, for a full run without it; repeat.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SITE",
+            help="Site whose client model the student starts from. By default the method chooses.",
+            show_default=False,
+        ),
+    ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE", help="Site to use even if the cross-check suspects it; repeat."
         ),
     ] = None,
     identity_file: IdentityFile = None,
@@ -85,12 +102,11 @@ def aggregate(
     When a site joins late: `oneround aggregate blood.toml inbox/*.oneround --extend run --out next`
     """
     study = Study.read(study_file)
-    if without and not extend:
-        raise OneRoundError(
-            "--without names a site that has withdrawn from a global model, and no model is given.",
-            remedy="Give the RUN folder of that model with --extend.",
-        )
-    submissions = read_submissions(files, study, identity=identity_of(identity_file))
+    for site in exclude or ():
+        study.require_site(site)
+    submissions = read_submissions(
+        files, study, identity=identity_of(identity_file), exclude=exclude or ()
+    )
     fabric = fabric_for(device, threads, devices, nodes)
     with ProgressBars() as bars:
         make_global_model(
@@ -104,7 +120,9 @@ def aggregate(
             flops=flops,
             resume=resume,
             extends=extend,
-            without=without or [],
+            without=exclude or [],
+            start=start,
+            trust=trust or [],
             fabric=fabric,
             callbacks=[bars],
         )
@@ -119,8 +137,9 @@ def aggregate(
     say(f"  send it, with {run / 'config.json'}, to the sites; at a site:")
     say(f"  oneround evaluate {run / 'global.safetensors'} --data PATH")
     say(f"  report: {page}; for those who get the model: {card}")
+    suspected = {f"{suspect.site}: {suspect.why}" for suspect in results.suspects}
     for note in results.notes:
-        say(f"  note: {note}")
+        say(f"  {'warning' if note in suspected else 'note'}: {note}")
     _show_history(Ledger.read(run).entries)
 
 

@@ -7,11 +7,12 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oneround import methods
+from oneround.coordinator.cross_check import cross_check
 from oneround.coordinator.history import Entry, Ledger
 from oneround.coordinator.results import Models, Results, SubmissionRecord
 from oneround.coordinator.updates import (
@@ -56,6 +57,8 @@ def aggregate(
     resume: bool = False,
     extends: str | os.PathLike[str] | None = None,
     without: Sequence[str] = (),
+    start: str | None = None,
+    trust: Sequence[str] = (),
     device: str = "auto",
     fabric: Fabric | None = None,
     callbacks: Sequence[Callback] = (),
@@ -79,20 +82,29 @@ def aggregate(
         extends: RUN folder of an earlier global model. With further submissions beside all of
             its own, the image bank and the student continue from there; see
             :mod:`oneround.coordinator.updates`.
-        without: Sites that have withdrawn since: a full run, which takes nothing but options
-            from the earlier one.
+        without: Sites to leave out: their submissions are not used. With ``extends``, sites that
+            have withdrawn since: a full run, which takes nothing but options from the earlier one.
+        start: Site whose client model a student starts from, where the method starts from one;
+            by default the method chooses.
+        trust: Sites that are used even if the cross-check suspects them; see
+            :mod:`oneround.coordinator.cross_check`.
         device: Where to compute; see :data:`oneround.runs.device.Device`.
         fabric: Device, precision and processes, in place of ``device``.
         callbacks: Callbacks that watch the run.
 
     Raises:
-        OneRoundError: no submission, some that are not of ``study`` or cannot be used together, a
+        OneRoundError: no submission, none of a site in ``start`` or ``trust``, some that are not of
+            ``study`` or cannot be used together, outputs of a client model that are not finite, a
             RUN folder in use or of another configuration, options of another method, or a method
             that cannot work with these client models.
     """
     before = Predecessor.read(Path(extends)) if extends is not None else None
     method, options = _chosen(before, method, preset, options)
+    if not before:
+        submissions = [s for s in submissions if s.manifest.site not in without]
     _require_together(study, submissions)
+    choice = Choice(start, tuple(trust))
+    choice.require_sites(submissions)
     change = succession(before, submissions, without) if before else FULL
     if change.how == "withdrawal":
         require_fresh_start(options)
@@ -113,6 +125,7 @@ def aggregate(
             "submissions": {s.manifest.site: s.sha256 for s in submissions},
         }
         | earlier
+        | choice.configuration()
         | limit(flops)
     )
     with Run(
@@ -121,11 +134,9 @@ def aggregate(
     ) as run:  # fmt: skip
         if before and kept.shards and run.path is not None and run.leads:
             keep_bank(before, run.path)
-        made = make_global_model(run, study, submissions, method, options)
+        made = make_global_model(run, study, submissions, method, options, choice)
         if run.path is not None and run.leads:
-            results = collect_results(
-                run, study, submissions, method, options, Models(), list(made.notes)
-            )
+            results = collect_results(run, study, submissions, method, options, Models(), made)
             results.write(run.path)
             ledger_of(run, results, change, before).write(run.path)
     return made
@@ -186,23 +197,80 @@ def limit(flops: float | None) -> dict[str, float]:
     return {} if flops is None else {"flops": flops}
 
 
-def ensemble_of(submissions: Sequence[Submission], study: Study) -> Ensemble:
-    """The client models of submissions as one ensemble, with the combination rule ``auto``."""
+def ensemble_of(
+    submissions: Sequence[Submission], study: Study, start: str | None = None
+) -> Ensemble:
+    """The client models of submissions as one ensemble, with the combination rule ``auto``; a
+    student that starts from one starts from that of the site ``start``, if it is given."""
     clients = [
         Client(s.manifest.site, s.model, s.manifest.architecture, s.manifest.images,
-               s.manifest.class_counts, s.manifest.training.loss, study.training.class_weighted)
+               s.manifest.class_counts, s.manifest.training.loss, study.training.class_weighted,
+               s.manifest.site == start)
         for s in submissions
     ]  # fmt: skip
     return Ensemble(clients, study.task)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What the coordinator decides about sites, over what their numbers say.
+
+    Attributes:
+        start: Site whose client model a student starts from; ``None``: the method chooses.
+        trust: Sites that are used even if the cross-check suspects them.
+    """
+
+    start: str | None = None
+    trust: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> set[str]:
+        """All sites that are named."""
+        return {*self.trust, *filter(None, [self.start])}
+
+    def require_sites(self, submissions: Sequence[Submission]) -> None:
+        """Refuse names of sites of which there is no submission.
+
+        Raises:
+            OneRoundError: there is one.
+        """
+        given = [s.manifest.site for s in submissions]
+        if strangers := sorted(self.sites.difference(given)):
+            raise OneRoundError(
+                f"there is no submission of {', '.join(strangers)}.",
+                remedy=f"Submissions are of {', '.join(given)}.",
+            )
+
+    def configuration(self) -> dict[str, Any]:
+        """The part of a run's configuration that says so; empty if nothing is decided."""
+        start = {} if self.start is None else {"start": self.start}
+        return start | ({"trust": sorted(self.trust)} if self.trust else {})
+
+
 def make_global_model(
-    run: Run, study: Study, submissions: Sequence[Submission], method: Method, options: Strict
+    run: Run,
+    study: Study,
+    submissions: Sequence[Submission],
+    method: Method,
+    options: Strict,
+    choice: Choice = Choice(),
 ) -> Model:
-    """Run the method, and write the global model and the curves into the RUN folder."""
-    ensemble = ensemble_of(submissions, study).to(run.fabric.device)
+    """Check the client models against each other, run the method, and write the global model and
+    the curves into the RUN folder."""
+    ensemble = ensemble_of(submissions, study, choice.start).to(run.fabric.device)
+    clients, suspects = cross_check(ensemble, run, keep=choice.sites)
+    if clients != list(ensemble.clients):
+        ensemble = ensemble.of(clients, "auto")
     made = method.function(ensemble, run, options)
-    made = replace(made, method=method.name, study=study.name, study_hash=study.hash)
+    notes = [f"{suspect.site}: {suspect.why}" for suspect in suspects]
+    made = replace(
+        made,
+        notes=(*notes, *made.notes),
+        suspects=tuple(suspects),
+        method=method.name,
+        study=study.name,
+        study_hash=study.hash,
+    )
     if run.path is not None and run.leads:
         made.save(run.path)
         write_json(run.path / "curves.json", run.curves())
@@ -217,9 +285,10 @@ def collect_results(
     method: Method,
     options: Strict,
     models: Models,
-    notes: list[str],
+    made: Model,
+    notes: Sequence[str] = (),
 ) -> Results:
-    """The content of ``results.json`` of a run."""
+    """The content of ``results.json`` of a run; ``notes`` come before those of the model."""
     assert run.path is not None, "results are those of a RUN folder"
     counts = {s.manifest.site: s.manifest.class_counts for s in submissions}
     shared = {site: c for site, c in counts.items() if c is not None}
@@ -235,7 +304,8 @@ def collect_results(
         versions=environment(),
         options=run.configuration,
         models=models,
-        notes=notes,
+        notes=[*notes, *made.notes],
+        suspects=list(made.suspects),
         cost=costs | {"bytes_sent": sum(s.size for s in submissions)},
         class_counts=shared if len(shared) == len(counts) else None,
         submissions=[

@@ -42,7 +42,7 @@ def read_evaluation(path: str | os.PathLike[str], study: Study | None = None) ->
             file=path,
             remedy="Give the file that `oneround evaluate --site` wrote.",
         )
-    content = validated(SiteEvaluation, read_json(path), path)
+    content = validated(SiteEvaluation, read_json(path), path, strictly=True)
     if study is None:
         return content
     if content.study_hash != study.hash:

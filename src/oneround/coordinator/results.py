@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from oneround.evaluation import Metrics
 from oneround.files import read_json, write_json
+from oneround.model_file import Suspect
 from oneround.runs.cost import Cost
 from oneround.schema import validated
 
@@ -77,6 +78,8 @@ class Results(BaseModel):
         options: resolved configuration of the run.
         models: metrics of every model.
         notes: sentences that a reader of the results should know.
+        suspects: sites that the cross-check names: ``site``, ``why`` and whether its client model
+            is ``used``.
         cost: cost of each stage, and ``bytes_sent``: size of all submissions.
         class_counts: training images of each class at each site, in the study's order; ``None``: a
             site withholds them.
@@ -95,6 +98,7 @@ class Results(BaseModel):
     options: dict[str, Any]
     models: Models = Models()
     notes: list[str] = []
+    suspects: list[Suspect] = []
     cost: dict[str, Cost | int]
     class_counts: dict[str, tuple[int, ...]] | None
     submissions: list[SubmissionRecord]

@@ -113,6 +113,10 @@ def broadest_client(
     this one by less than :data:`NEAR` in every class, it is the client model with the smallest
     training loss, since losses can be compared if the sites had the same task.
 
+    Counts and losses have passed the coordinator's cross-check, and a client model that it doubts
+    is not chosen if there is another. If a client is marked as
+    :attr:`~oneround.models.ensemble.Client.start`, it is that one.
+
     Args:
         ensemble: The client models.
         architecture: Architecture to choose from; ``None``: any.
@@ -127,6 +131,7 @@ def broadest_client(
         return sum(math.log1p(count) for count in counts) / len(counts)
 
     alike = [c for c in ensemble.clients if architecture in (None, c.architecture)]
+    alike = [c for c in alike if c.start] or [c for c in alike if not c.doubted] or alike
     broadest = max(alike, key=breadth, default=None)
     if broadest is None:
         return None
@@ -263,17 +268,26 @@ class Learner:
             loss = terms.sum()
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
-        if not loss.isfinite():
-            raise OneRoundError(
-                f"the loss of {loop.stage.name} is not finite at step {loop.done + 1}.",
-                remedy="Set a smaller learning_rate of the student, in a new RUN folder.",
-            )
+        require_finite_loss(loss, loop.stage, loop.done + 1)
         self.optimizer.step()
         loop.observe(self.student)
         first = taught if taught.ndim == 2 else taught[0]
         agreement = (logits.argmax(1) == first.argmax(1)).float().mean().item()
         parts = dict(zip(names, terms.tolist(), strict=True)) if names else {}
         return {"loss": loss.item(), **parts, "learning_rate": rate, "agreement": agreement}
+
+
+def require_finite_loss(loss: torch.Tensor, stage: Stage, step: int) -> None:
+    """Refuse a loss that is NaN or infinite: of the student, since teachers have been checked.
+
+    Raises:
+        OneRoundError: it is.
+    """
+    if not loss.isfinite():
+        raise OneRoundError(
+            f"the loss of {stage.name} is not finite at step {step}.",
+            remedy="Set a smaller learning_rate of the student, in a new RUN folder.",
+        )
 
 
 def _from_file(path: str, task: Task, architecture: ArchitectureSpec) -> nn.Module:

@@ -26,6 +26,9 @@ with h the features of f_0, which were trained on real images and stay as they a
 s_c = ρ·n_0c/(n_0c + 10) + ε: for a class of which its site has images, the student's answers stay;
 for a class that its site lacks, it learns from the others, with caution. If sites withhold their
 class counts, their models are used as they are, and the student stays close to its start.
+
+Class counts and losses are what sites state. Before a method begins, the coordinator has bounded
+them, and has left out client models that contradict the others.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from torch import nn
 
 from oneround.data.augment import augment
 from oneround.distillation.gallery import write_gallery
-from oneround.distillation.student import broadest_client
+from oneround.distillation.student import broadest_client, require_finite_loss
 from oneround.distillation.synthesis import ImageBank, InversionOptions, synthesize
 from oneround.model_file import Model
 from oneround.models.ensemble import Client, Ensemble, Rule, prior_corrected
@@ -198,6 +201,7 @@ def teach_last_layer(
             divergence = nn.functional.kl_div(log_q, soft[chosen], reduction="batchmean")
             change = (logits - own[chosen]).square().mean(0)
             loss = options.temperature**2 * divergence + (stay * change).sum()
+            require_finite_loss(loss, stage, step)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -74,6 +74,9 @@ class Client:
         loss: Training loss of these weights at the site, or ``None`` if it is not known.
         balanced: Whether the site weighted classes inversely to their frequency in training, so
             that all classes it has count the same.
+        start: Whether a student that starts from a client model starts from this one, whatever
+            numbers say.
+        doubted: Whether the cross-check doubts it, so that a student does not start from it.
     """
 
     site: str
@@ -83,6 +86,8 @@ class Client:
     class_counts: tuple[int, ...] | None = None
     loss: float | None = None
     balanced: bool = False
+    start: bool = False
+    doubted: bool = False
 
 
 class Ensemble(nn.Module):
@@ -159,9 +164,19 @@ class Ensemble(nn.Module):
 
     def client_logits(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
         """Logits, (K, B, classes), of all client models, or of those whose indices are ``asked``,
-        for network input (B, C, H, W)."""
+        for network input (B, C, H, W).
+
+        Raises:
+            OneRoundError: some are NaN or infinite, and the input is not; it names the site.
+        """
         asked = range(len(self.models)) if asked is None else asked
-        return torch.stack([self.models[k](x) for k in asked])
+        logits = torch.stack([self.models[k](x) for k in asked])
+        if not logits.isfinite().all() and x.isfinite().all():
+            finite = logits.isfinite().flatten(1).all(1).tolist()
+            raise not_finite(
+                self.clients[k] for k, fine in zip(asked, finite, strict=True) if not fine
+            )
+        return logits
 
     def forward(self, x: torch.Tensor, asked: Sequence[int] | None = None) -> torch.Tensor:
         """Combined log-probabilities, (B, classes), for network input (B, C, H, W).
@@ -197,6 +212,17 @@ class Ensemble(nn.Module):
         if not 0 < count < clients:
             return None
         return tuple(sorted(torch.randperm(clients, generator=generator)[:count].tolist()))
+
+
+def not_finite(clients: Iterable[Client]) -> OneRoundError:
+    """The error that names the sites whose client models have outputs that are NaN or infinite."""
+    sites = [client.site or "an unnamed site" for client in clients]
+    return OneRoundError(
+        f"the client model of {', '.join(sites)} answers some images with NaN or infinity.",
+        remedy="Ask for another submission, or start again in a new RUN folder with "
+        + " ".join(f"--exclude {site}" for site in sites)
+        + ".",
+    )
 
 
 def prior_corrected(ensemble: Ensemble) -> Ensemble:

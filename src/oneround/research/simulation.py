@@ -186,8 +186,7 @@ def simulate(
         made = make_global_model(run, study, submissions, method, options)
         rule: Rule = getattr(options, "rule", "auto")
         models, notes = evaluate_all(run, study, submissions, made, splits.test, rule)
-        notes += made.notes
-        results = collect_results(run, study, submissions, method, options, models, notes)
+        results = collect_results(run, study, submissions, method, options, models, made, notes)
         results.write(run.path)
         ledger_of(run, results).write(run.path)
     return results

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 TRAINING = "training"
 """Stage of client training, which is not part of a method."""
 
+CROSS_CHECK = "cross-check"
+"""Stage of the coordinator's cross-check of the client models, which is none of a method either."""
+
 PROGRESS = "progress.json"
 """File in the RUN folder with the last step that was reported; no result depends on it."""
 
@@ -202,8 +205,9 @@ class Run:
         return self.fabric.global_rank == 0
 
     def spent(self) -> Cost:
-        """Cost of the method so far, without training at the sites."""
-        return sum((s.cost for s in self.stages.values() if s.name != TRAINING), Cost())
+        """Cost of the method so far, without training at the sites and without the cross-check."""
+        others = (TRAINING, CROSS_CHECK)
+        return sum((s.cost for s in self.stages.values() if s.name not in others), Cost())
 
     def say(self, message: str, level: int = logging.INFO) -> None:
         """Write a line to the log of the RUN folder, whatever level the application logs at."""

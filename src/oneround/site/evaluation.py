@@ -8,11 +8,12 @@ behind which there are few images is left out (``submission.smallest_cell`` of t
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from oneround import signing
 from oneround.data import ImageSet, Splits, as_image_set
@@ -21,7 +22,7 @@ from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics, evaluate
 from oneround.files import sha256, write_json
 from oneround.model_file import load_model
-from oneround.schema import Count, Name, Sha256, Strict, Text, now
+from oneround.schema import Count, FormatOne, Name, Sha256, Share, Strict, Text, Time, now
 from oneround.study import Study
 from oneround.submission import read_submission
 
@@ -49,13 +50,46 @@ class ReportedMetrics(Strict):
             counts from 1 to below the smallest cell.
     """
 
-    accuracy: float = Field(ge=0, le=1)
-    balanced_accuracy: float = Field(ge=0, le=1)
-    auroc: float | None = Field(ge=0, le=1)
-    ece: float = Field(ge=0, le=1)
-    recall: dict[Text, float] = Field(max_length=4096)
-    intervals: dict[Text, tuple[float, float]] = Field(max_length=16)
+    accuracy: Share
+    balanced_accuracy: Share
+    auroc: Share | None
+    ece: Share
+    recall: dict[Text, Share] = Field(max_length=4096)
+    intervals: dict[Text, tuple[Share, Share]] = Field(max_length=16)
     confusion: list[list[Count | None]] = Field(max_length=4096)
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> Self:
+        if any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("confusion needs one row and one column for each class")
+        if any(low > high for low, high in self.intervals.values()):
+            raise ValueError("intervals must not end below their start")
+        return self
+
+    def require_images(self, images: int, smallest_cell: int) -> None:
+        """Compare the confusion matrix with the number of images and with the accuracy.
+
+        Args:
+            images: number of images.
+            smallest_cell: smallest count that is reported; ``None`` in the matrix is 1 to below it.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
+        least, most = _bounds([cell for row in self.confusion for cell in row], smallest_cell)
+        if not least <= images <= most:
+            raise ValueError(f"confusion does not sum to {images} images")
+        right = [row[number] for number, row in enumerate(self.confusion)]
+        least, most = _bounds(right, smallest_cell)
+        if not least <= round(self.accuracy * images) <= most:
+            raise ValueError("accuracy is not the share of images on the diagonal of confusion")
+
+
+def _bounds(cells: Sequence[int | None], smallest_cell: int) -> tuple[int, int]:
+    """Smallest and largest sum of cells of which ``None`` are 1 to below ``smallest_cell``."""
+    known = sum(cell for cell in cells if cell is not None)
+    hidden = sum(cell is None for cell in cells)
+    return known + hidden, known + hidden * (smallest_cell - 1)
 
 
 class SiteEvaluation(Strict):
@@ -77,19 +111,31 @@ class SiteEvaluation(Strict):
         own: metrics of the site's own client model on the same images, if it was given.
     """
 
-    format: Literal[1] = 1
+    format: FormatOne = 1
     study: Name
     study_hash: Sha256
     site: Name
     model: Sha256
-    created: str = Field(max_length=40)
+    created: Time
     split: Chosen
     images: int = Field(ge=1, le=10**12)
     class_counts: dict[Text, Count] = Field(max_length=4096)
     left_out: tuple[Text, ...] = Field((), max_length=4096)
-    smallest_cell: int = Field(ge=1)
+    smallest_cell: int = Field(ge=1, le=1000)
     global_model: ReportedMetrics = Field(alias="global")
     own: ReportedMetrics | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if sum(self.class_counts.values()) != self.images:
+            raise ValueError(f"class_counts do not sum to {self.images} images")
+        if any(count < self.smallest_cell for count in self.class_counts.values()):
+            raise ValueError("a count in class_counts is below smallest_cell")
+        for metrics in filter(None, (self.global_model, self.own)):
+            if strangers := metrics.recall.keys() - self.class_counts.keys():
+                raise ValueError(f"recall names {sorted(strangers)[0]!r}, which has no images")
+            metrics.require_images(self.images, self.smallest_cell)
+        return self
 
 
 def chosen_split(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from oneround import models, signing
 from oneround.errors import Problem
 from oneround.files import parse_json
+from oneround.schema import read_strictly
 from oneround.study import Study
 from oneround.submission.container import ASK_AGAIN, MANIFEST, refuse, some
 from oneround.submission.manifest import Manifest
@@ -22,6 +23,9 @@ K = TypeVar("K")
 
 FEW_IMAGES = 50
 """Number of training images below which a check warns."""
+
+MANY_SKIPPED = 0.05
+"""Share of images that a site could not read above which a check warns."""
 
 _SAME_STUDY = "Send the study file to the site again and let it train with that one."
 
@@ -45,7 +49,7 @@ def parse_manifest(content: bytes) -> Manifest:
             "Update oneround, or ask the site to use the version that you use.",
         )
     try:
-        return Manifest.model_validate(values)
+        return read_strictly(Manifest, values)
     except ValidationError as error:
         broken = [
             f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
@@ -55,7 +59,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def check_manifest(manifest: Manifest) -> Iterable[Problem]:
-    """Warnings about a valid manifest: a class without images, few images."""
+    """Warnings about a valid manifest: a class without images, few images, many unreadable ones."""
     counts = manifest.class_counts or ()
     if empty := [name for name, n in zip(manifest.classes, counts, strict=False) if n == 0]:
         yield Problem(
@@ -73,6 +77,15 @@ def check_manifest(manifest: Manifest) -> Iterable[Problem]:
             "Look at its validation metrics before you trust it.",
             fatal=False,
         )
+    found = manifest.images + manifest.skipped
+    if manifest.skipped > MANY_SKIPPED * found:
+        yield Problem(
+            "many-skipped",
+            f"{manifest.site} could not read {manifest.skipped} of {found} images",
+            "If the unreadable ones are of one scanner or class, the client model lacks them.",
+            "Ask the site which files `oneround train` named, and whether they can be converted.",
+            fatal=False,
+        )
 
 
 def check_against_study(manifest: Manifest, study: Study) -> Iterable[Problem]:
@@ -86,13 +99,19 @@ def check_against_study(manifest: Manifest, study: Study) -> Iterable[Problem]:
         why = f"Its sites are {some(study.sites)}."
         remedy = "Correct the name at the site, or add it to the study before anyone trains."
         yield Problem("unknown-site", what, why, remedy)
+    most = study.submission.most_images
+    if most is not None and manifest.images > most:
+        what = f"{manifest.site} claims {manifest.images} images, the study allows {most}"
+        why = "Sites with more images weigh more, so the sites agreed on a bound."
+        remedy = "Ask the site; correct submission.most_images in the study if it is too small."
+        yield Problem("too-many-images", what, why, remedy)
     if manifest.classes != study.classes:
         yield _classes_differ(manifest.classes, study.classes, manifest.site)
     if manifest.image != study.image:
         what = f"trained on images of {manifest.image}, the study has {study.image}"
         why = "The same picture would be a different input to this client model."
         yield Problem("image-differs", what, why, _SAME_STUDY)
-    if manifest.architecture not in study.architectures:
+    if str(manifest.architecture) not in map(str, study.architectures):  # to Python, true equals 1
         allowed = ", ".join(str(architecture) for architecture in study.architectures)
         what = f"the architecture {some([str(manifest.architecture)])} is not allowed"
         yield Problem("architecture-not-allowed", what, f"Allowed are {allowed}.", _SAME_STUDY)
@@ -148,7 +167,7 @@ def expected_tensors(manifest: Manifest, study: Study | None) -> dict[str, torch
         Refused: the network is unknown here, or cannot be built with these arguments.
     """
     architecture = manifest.architecture
-    if study is not None and architecture not in study.architectures:
+    if study is not None and str(architecture) not in map(str, study.architectures):
         return None
     if architecture.name not in models.names():
         refuse(

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -30,6 +30,7 @@ from oneround.submission.container import (
     require_packed,
 )
 from oneround.submission.manifest import Manifest, Submission
+from oneround.submission.probes import check_outputs
 
 LIMIT_BYTES = 1 << 30
 """Size limit of a submission by default, in bytes: 1 GiB (a ResNet-34 has 85 MB)."""
@@ -46,6 +47,7 @@ class Findings:
         problems: problems in the order in which they were found, warnings included.
         manifest: manifest, if it is valid.
         tensors: weights by name, if their header is valid.
+        model: client model, if there is no fatal problem.
         sha256: SHA-256 of the file, before encryption.
         size: size of the file, in bytes.
         signed_by: fingerprint of the key that signed it, if that is the site's.
@@ -54,6 +56,7 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
     manifest: Manifest | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    model: nn.Module | None = None
     sha256: str = ""
     size: int = 0
     signed_by: str | None = None
@@ -106,11 +109,21 @@ def read_submission(
     Raises:
         OneRoundError: the file has fatal problems; the message lists all.
     """
-    found = _examine_path(path, study, identity, limit_bytes)
+    return _submission(_examine_path(path, study, identity, limit_bytes), path)
+
+
+def _submission(found: Findings, path: str | os.PathLike[str]) -> Submission:
+    """What was found in a file without fatal problems.
+
+    Raises:
+        OneRoundError: there are fatal problems; the message lists all.
+    """
     raise_if_fatal(found, path)
     assert found.manifest is not None
-    model = _restore(found.manifest, found.tensors)
-    return Submission(found.manifest, model, found.sha256, found.size, Path(path), found.signed_by)
+    assert found.model is not None
+    return Submission(
+        found.manifest, found.model, found.sha256, found.size, Path(path), found.signed_by
+    )
 
 
 def read_submissions(
@@ -118,6 +131,7 @@ def read_submissions(
     study: Study,
     *,
     identity: signing.Identity | None = None,
+    exclude: Collection[str] = (),
 ) -> list[Submission]:
     """All submissions of a study, in the order of their sites' names.
 
@@ -125,6 +139,7 @@ def read_submissions(
         paths: one file for each site.
         study: agreement that they must belong to.
         identity: private key for encrypted files.
+        exclude: sites whose files are passed over, whatever is wrong with them.
 
     Raises:
         OneRoundError: there are fatal problems of files, or of the files together; the message
@@ -133,7 +148,9 @@ def read_submissions(
     submissions, refusals = [], []
     for path in paths:
         try:
-            submissions.append(read_submission(path, study, identity=identity))
+            found = _examine_path(path, study, identity, LIMIT_BYTES)
+            if found.manifest is None or found.manifest.site not in exclude:
+                submissions.append(_submission(found, path))
         except OneRoundError as error:
             refusals.append(str(error))
     refusals += [str(problem) for problem in checks.check_together(submissions)]
@@ -148,9 +165,18 @@ def read_submissions(
 
 
 def examine(
-    file: io.BufferedReader | io.BufferedRandom | io.BytesIO, study: Study | None
+    file: io.BufferedReader | io.BufferedRandom | io.BytesIO,
+    study: Study | None,
+    *,
+    ask: bool = True,
 ) -> Findings:
-    """Examine an open file from the outside in; a problem ends only what depends on it."""
+    """Examine an open file from the outside in; a problem ends only what depends on it.
+
+    Args:
+        file: the file.
+        study: agreement to compare with.
+        ask: whether the client model, if nothing else is wrong, is asked for its outputs.
+    """
     found = Findings(size=file.seek(0, os.SEEK_END))
     file.seek(0)
     found.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -173,6 +199,10 @@ def examine(
             signature = found.attempt(read_member, archive, SIGNATURE)
         if _examine_signature(signed, signature, study, found):
             _examine_weights(content, expected, found)
+    if ask and found.manifest is not None and found.tensors and not found.fatal:
+        found.problems += weights.check_range(found.tensors)
+        found.model = _restore(found.manifest, found.tensors)
+        found.problems += check_outputs(found.model, found.manifest)
     return found
 
 

@@ -29,6 +29,10 @@ DTYPES = {
 }
 _MAX_DIMENSIONS = 8
 
+LARGEST = 1e8
+"""Largest magnitude of a weight or BatchNorm statistic: a million times that of any client model
+that we measured."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -149,6 +153,18 @@ def check_values(tensors: Mapping[str, torch.Tensor]) -> Iterable[Problem]:
                 "Variances and counts are never negative, so BatchNorm would give NaN.",
                 "Train again; training never gives such values, so find out who changed them.",
             )
+
+
+def check_range(tensors: Mapping[str, torch.Tensor]) -> Iterable[Problem]:
+    """The problem of finite values so large that no training on images gives them."""
+    real = {n: t for n, t in tensors.items() if t.is_floating_point() and t.numel()}
+    if absurd := [n for n, t in real.items() if t.abs().max().item() > LARGEST]:
+        yield Problem(
+            "weights-out-of-range",
+            f"values beyond {LARGEST:.0e} in {some(absurd)}",
+            "Training on images never gives such values; outputs overflow for some images.",
+            "Train again with a lower learning rate, or find out who changed them.",
+        )
 
 
 def _tensor_info(name: str, entry: object, available: int) -> TensorInfo:

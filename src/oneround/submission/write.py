@@ -29,14 +29,17 @@ def write_submission(
     images: int,
     class_counts: Sequence[int] | None,
     training: TrainingSummary,
+    skipped: int = 0,
     privacy: Privacy | None = None,
     created: str | None = None,
 ) -> Manifest:
     """Write the submission of ``site``, not yet signed or encrypted, and return its manifest.
 
     :func:`oneround.submission.seal_submission` does both if the study asks for it.
-    The content is checked as a reader would check it, against ``study`` too, before
-    anything is written. Equal arguments, with ``created`` given, make an equal file.
+    The content is checked as a reader would check it, against ``study`` too, before anything is
+    written; only the outputs of the model are left to
+    :func:`~oneround.submission.check_submission`. Equal arguments, with ``created`` given, make an
+    equal file.
 
     Args:
         path: file to write, by convention ``NAME.oneround``; an older one is replaced in one step.
@@ -48,6 +51,7 @@ def write_submission(
         class_counts: training images of each class, in the study's order; withheld (not written)
             unless the study has ``share_class_counts``.
         training: summary of the training.
+        skipped: number of images that could not be read and were left out.
         privacy: differential privacy of the training, if any.
         created: time in UTC, ISO 8601; the current time by default.
 
@@ -66,6 +70,7 @@ def write_submission(
         "classes": study.classes,
         "image": study.image,
         "images": images,
+        "skipped": skipped,
         "class_counts": None if shared is None else tuple(int(count) for count in shared),
         "training": training,
         "versions": _versions(),
@@ -76,7 +81,7 @@ def write_submission(
     manifest = validated(Manifest, content, path)
     file = pack({MANIFEST: manifest.model_dump_json(indent=2).encode(), WEIGHTS: tensors})
     not_yet_signed = study.model_copy(update={"submission": SubmissionSpec()})
-    raise_if_fatal(examine(io.BytesIO(file), not_yet_signed), path)
+    raise_if_fatal(examine(io.BytesIO(file), not_yet_signed, ask=False), path)
     write_atomic(path, file)
     return manifest
 

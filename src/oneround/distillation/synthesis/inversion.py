@@ -31,7 +31,7 @@ from torch import nn
 from oneround.distillation.synthesis.bank import ImageBank
 from oneround.distillation.synthesis.statistics import Watched, statistics_distance, watch
 from oneround.files import read_json, write_json
-from oneround.models.ensemble import Client, Ensemble
+from oneround.models.ensemble import Client, Ensemble, not_finite
 from oneround.runs.cost import Cost, Meter
 from oneround.runs.optimization import make_optimizer
 from oneround.runs.run import Kept
@@ -188,6 +188,8 @@ def batches_of(
         return [Batch(part) for part in torch.split(targets, options.batch_size)]
     batches = []
     turns = [k for k, client in enumerate(clients) if not only or client.site in only]
+    if not turns:  # the cross-check has left all new ones out
+        return []
     for k, images in zip(turns, torch.arange(options.images).tensor_split(len(turns)), strict=True):
         counts = clients[k].class_counts or ()
         targets = class_mix(counts if any(counts) else (1,) * classes, len(images))
@@ -255,6 +257,8 @@ def trajectory(
         optimizer.step()
         with torch.no_grad():
             x.clamp_(limits[0], limits[1])
+        if not x.isfinite().all():
+            raise not_finite(watched.clients[k] for k in asked)
         yield x.detach(), terms
 
 
@@ -341,6 +345,8 @@ def _in_turn(
     for k in asked:
         models = (watched if k == asked[0] else watched.unwatched).models
         logits = models[k](x).float()
+        if not logits.isfinite().all():
+            raise not_finite([watched.clients[k]])
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         share = shares[k].expand(logits.shape[1])[targets]
         cross_entropy = cross_entropy + (losses if k == asked[0] else share * losses).mean()
