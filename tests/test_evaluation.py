@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from scipy.stats import binomtest, bootstrap
 from torch import nn
 from torchmetrics.functional.classification import (
-    binary_auroc,
     multiclass_accuracy,
     multiclass_auroc,
     multiclass_calibration_error,
     multiclass_confusion_matrix,
+    multiclass_precision,
+    multiclass_specificity,
 )
 
 from oneround.data.image_set import ImageSet
 from oneround.errors import OneRoundError
-from oneround.evaluation import _auroc, evaluate, measure, predict
+from oneround.evaluation import compare, evaluate, measure, predict
 from oneround.study import ImageSpec
 
 CLASSES = ("a", "b", "c", "d")
@@ -45,6 +47,77 @@ def test_point_values_equal_torchmetrics():
     assert metrics.confusion == multiclass_confusion_matrix(probabilities, labels, 4).tolist()
 
 
+def test_rates_of_each_class_equal_torchmetrics():
+    probabilities, labels = predictions(300)
+    metrics = measure(probabilities, labels, CLASSES, resamples=100)
+    specificity = multiclass_specificity(probabilities, labels, 4, average="none")
+    assert list(metrics.specificity.values()) == pytest.approx(specificity.tolist())
+    precision = multiclass_precision(probabilities, labels, 4, average="none")
+    assert list(metrics.ppv.values()) == pytest.approx(precision.tolist())
+    for c, name in enumerate(CLASSES):
+        rest = probabilities.argmax(dim=1) != c
+        assert metrics.npv[name] == pytest.approx(float((labels[rest] != c).float().mean()))
+        assert metrics.prevalence[name] == pytest.approx(float((labels == c).float().mean()))
+        for rate, intervals in metrics.class_intervals.items():
+            low, high = intervals[name]
+            assert low < getattr(metrics, rate)[name] < high
+
+
+def test_a_share_of_all_or_none_has_the_interval_of_wilson():
+    labels = torch.tensor([0] * 12 + [1] * 8)
+    probabilities = torch.tensor([[0.9, 0.1]] * 20)
+    metrics = measure(probabilities, labels, ("a", "b"), resamples=50)
+    for rate, name, hits, cases in (("recall", "a", 12, 12), ("recall", "b", 0, 8)):
+        wilson = binomtest(hits, cases).proportion_ci(method="wilson")
+        expected = pytest.approx((wilson.low, wilson.high), abs=1e-6)
+        assert metrics.class_intervals[rate][name] == expected
+    assert metrics.ppv["b"] is None
+    assert "b" not in metrics.class_intervals["ppv"]
+
+
+def test_reliability_adds_up_to_the_calibration_error():
+    metrics = measure(*predictions(300), CLASSES, resamples=0)
+    gaps = [abs(bin.accuracy - bin.confidence) * bin.images for bin in metrics.reliability]
+    assert sum(bin.images for bin in metrics.reliability) == 300
+    assert sum(gaps) / 300 == pytest.approx(metrics.ece, abs=1e-6)
+
+
+def test_patients_are_resampled_with_all_their_images():
+    probabilities, labels = predictions(60)
+    several = probabilities.repeat(5, 1), labels.repeat(5)
+    patients = torch.arange(60).repeat(5) + 7
+    alone = measure(probabilities, labels, CLASSES)
+    clustered = measure(*several, CLASSES, patients=patients)
+    assert (alone.patients, clustered.patients) == (None, 60)
+    assert clustered.intervals["accuracy"] == pytest.approx(alone.intervals["accuracy"])
+    assert clustered.intervals["auroc"] == pytest.approx(alone.intervals["auroc"], abs=1e-5)
+    low, high = measure(*several, CLASSES).intervals["accuracy"]  # five times as sure, wrongly
+    assert high - low < 0.6 * (alone.intervals["accuracy"][1] - alone.intervals["accuracy"][0])
+
+
+def test_a_comparison_equals_a_paired_bootstrap_in_a_loop():
+    probabilities, labels = predictions(150)
+    worse = (probabilities + 0.3 * predictions(150, seed=5)[0]).div(1.3)
+    found = compare(probabilities, worse, labels, resamples=2000)
+    hits = [(p.argmax(1) == labels).numpy() for p in (probabilities, worse)]
+    assert found.differing == int((hits[0] != hits[1]).sum())
+    assert found.accuracy == pytest.approx(hits[0].mean() - hits[1].mean(), abs=1e-6)
+    result = bootstrap(
+        (hits[0].astype(float) - hits[1],), np.mean, n_resamples=2000, method="percentile",
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    expected = (result.confidence_interval.low, result.confidence_interval.high)
+    assert found.intervals["accuracy"] == pytest.approx(expected, abs=0.01)
+
+
+def test_models_that_never_differ_may_differ_elsewhere():
+    probabilities, labels = predictions(100)
+    found = compare(probabilities, probabilities, labels, resamples=10)
+    high = binomtest(0, 100).proportion_ci(method="wilson").high
+    assert (found.accuracy, found.differing) == (0, 0)
+    assert found.intervals["accuracy"] == pytest.approx((-high, high), abs=1e-6)
+
+
 def test_absent_classes_count_nowhere():
     probabilities, labels = predictions(200)
     labels = labels % 2  # classes c and d are absent, though predicted
@@ -67,18 +140,10 @@ def test_one_class_only_has_no_auroc():
 def test_one_image():
     metrics = measure(torch.tensor([[0.7, 0.3]]), torch.tensor([0]), ("a", "b"), resamples=20)
     assert metrics.accuracy == 1
-    assert metrics.intervals["accuracy"] == (1, 1)
-
-
-def test_weighted_auroc_equals_repeating_the_images_even_with_ties():
-    probabilities, labels = predictions(80, classes=2)
-    scores = (probabilities[:, 1] * 6).round() / 6  # many ties
-    weights = torch.randint(4, (80, 5), generator=torch.Generator().manual_seed(1))
-    areas = _auroc(scores, labels == 1, weights.float())
-    for column, area in zip(weights.T, areas, strict=True):
-        repeated = torch.arange(80).repeat_interleave(column)
-        reference = binary_auroc(scores[repeated], labels[repeated])
-        assert float(area) == pytest.approx(float(reference), abs=1e-5)
+    low, high = metrics.intervals["accuracy"]
+    wilson = binomtest(1, 1).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((wilson.low, wilson.high))
+    assert metrics.intervals["balanced_accuracy"] == (low, high)
 
 
 def test_intervals_equal_a_bootstrap_in_a_loop():
@@ -137,6 +202,21 @@ def test_bootstrap_is_fast():
     assert seconds < 2
 
 
+def test_metrics_of_earlier_versions_are_read():
+    metrics = measure(*predictions(50), CLASSES, resamples=10)
+    names = (
+        "specificity",
+        "ppv",
+        "npv",
+        "prevalence",
+        "class_intervals",
+        "patients",
+        "reliability",
+    )
+    old = metrics.model_dump(exclude={*names, "difference"})
+    assert type(metrics).model_validate(old).specificity == {}
+
+
 def test_metrics_survive_json():
     metrics = measure(*predictions(50), CLASSES, resamples=10)
     assert type(metrics).model_validate_json(metrics.model_dump_json()) == metrics
@@ -189,6 +269,15 @@ def test_evaluate_is_measure_of_predict_with_and_without_fabric():
     model, data = network(), images(40)
     metrics = evaluate(model, data, IMAGE, fabric=Fabric(accelerator="cpu", devices=1))
     assert metrics == measure(predict(model, data, IMAGE), data.labels, data.classes)
+
+
+def test_evaluate_takes_the_patients_of_the_set():
+    data, patients = images(40), torch.arange(40) // 2
+    grouped = ImageSet(data.images, data.labels, data.classes, None, patients)
+    metrics = evaluate(network(), grouped, IMAGE)
+    assert metrics.patients == 20
+    probabilities = predict(network(), data, IMAGE)
+    assert metrics == measure(probabilities, data.labels, data.classes, patients=patients)
 
 
 def test_bad_images():

@@ -24,7 +24,9 @@ def test_metrics_on_local_images(call: Call, workplace: Workplace, tmp_path: Pat
     words = " ".join(text.out.split())
     low, high = content["intervals"]["accuracy"]
     assert f" accuracy {content['accuracy']:.3f} {low:.3f}–{high:.3f} " in words
-    assert f" recall of red {content['recall']['red']:.3f} " in words
+    low, high = content["class_intervals"]["recall"]["red"]
+    assert f" sensitivity (recall) {content['recall']['red']:.3f} {low:.3f}–{high:.3f} " in words
+    assert f" prevalence {content['prevalence']['red']:.3f} " in words
 
 
 def test_any_model_and_any_split(call: Call, workplace: Workplace) -> None:
@@ -70,6 +72,8 @@ def test_metrics_that_are_sent_back(call: Call, workplace: Workplace, tmp_path: 
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
         assert "no output for a single image" in outcome.out
+        difference = json.loads(back.read_text())["difference"]
+        assert ("difference     accuracy" in outcome.out) == (difference is not None)
         files += ["--metrics", back]
     assert call("report", run, *files, "--study", workplace.study).code == 0
     assert "At the sites" in (run / "report.html").read_text("utf-8")

@@ -50,6 +50,15 @@ LABELS = {
 }
 
 
+CLASS_LABELS = {
+    "sensitivity (recall)": "recall",
+    "specificity": "specificity",
+    "positive predictive value": "ppv",
+    "negative predictive value": "npv",
+    "prevalence": "prevalence",
+}
+
+
 def evaluate(
     model_file: Annotated[
         Path,
@@ -126,6 +135,11 @@ def evaluate(
         return
     say(f"{model_file} on {metrics.images} {name} images", "bold")
     out.print(_table(metrics))
+    for table in _class_tables(metrics):
+        out.print()
+        out.print(table)
+    over = f"{metrics.patients} patients" if metrics.patients else "images"
+    say(f"Intervals: bootstrap over {over}; Wilson's where a share is 0 or 1.")
     if file:
         say(f"written to {file}")
 
@@ -152,6 +166,11 @@ def _show_report(found: SiteEvaluation, files: list[Path], as_json: bool) -> Non
             cells = (units.decimal(getattr(metrics, key)) for key in LABELS.values())
             table.add_row(name, *cells)
     out.print(table)
+    if found.difference:
+        for key in ("accuracy", "balanced_accuracy"):
+            ends = units.interval(found.difference.intervals[key], units.points)
+            value = units.points(getattr(found.difference, key))
+            say(f"  difference     {key.replace('_', ' ')} {value} points, 95 % {ends}")
     if found.left_out:
         say(
             f"  left out       {', '.join(found.left_out)}: fewer than {found.smallest_cell} images"
@@ -160,14 +179,25 @@ def _show_report(found: SiteEvaluation, files: list[Path], as_json: bool) -> Non
 
 
 def _table(metrics: Metrics) -> Table:
-    """Every metric, with its interval if it has one, then the recall of every class."""
+    """Every metric, with its interval if it has one."""
     table = plain_table("metric", ("value", "95 % interval"))
     for label, key in LABELS.items():
         interval = metrics.intervals.get(key)
         shown = units.interval(interval, units.decimal) if interval else ""
         table.add_row(label, units.decimal(getattr(metrics, key)), shown)
-    table.add_row()
-    for name, value in metrics.recall.items():
-        shown = "no image" if value is None else units.decimal(value)
-        table.add_row(escape(f"recall of {name}"), shown)
+    return table
+
+
+def _class_tables(metrics: Metrics) -> list[Table]:
+    """One table for each class: sensitivity, specificity, predictive values, prevalence."""
+    return [_class_table(metrics, name) for name in metrics.recall]
+
+
+def _class_table(metrics: Metrics, name: str) -> Table:
+    table = plain_table(escape(name), ("value", "95 % interval"))
+    for label, rate in CLASS_LABELS.items():
+        value = getattr(metrics, rate).get(name)
+        interval = metrics.class_intervals.get(rate, {}).get(name)
+        shown = units.interval(interval, units.decimal) if interval else ""
+        table.add_row(label, "no image" if value is None else units.decimal(value), shown)
     return table

@@ -27,7 +27,7 @@ from oneround.coordinator.results import Models, Results, SiteMetrics
 from oneround.data import ImageSet, Splits, describe, read_splits
 from oneround.data.partition import by_site, dirichlet_shares, equal_shares, split_by_shares
 from oneround.errors import OneRoundError
-from oneround.evaluation import evaluate
+from oneround.evaluation import compare, measure, predict
 from oneround.methods import Method, SimulatedSites
 from oneround.model_file import Model
 from oneround.models.ensemble import RULES, Ensemble, Rule, average
@@ -279,11 +279,16 @@ def evaluate_all(
 
     def measured(model: torch.nn.Module, name: str) -> dict[str, object]:
         nonlocal done
-        metrics = evaluate(model, test, study.image, fabric=run.fabric)
+        found = predict(model, test, study.image, fabric=run.fabric)
+        metrics = measure(found, test.labels, study.classes, patients=test.patients)
         done += 1
         tell("evaluation", done, total, name)
-        return metrics.model_dump()
+        if model is made.network:
+            return metrics.model_dump()
+        difference = compare(made_by, found, test.labels, patients=test.patients)
+        return metrics.model_dump() | {"difference": difference}
 
+    made_by = predict(made.network, test, study.image, fabric=run.fabric)
     sites = [
         SiteMetrics.model_validate(measured(client.model, client.site) | {"site": client.site})
         for client in ensemble.clients

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from oneround import signing
 from oneround.data import ImageSet, Splits, as_image_set
 from oneround.data.image_set import Images
 from oneround.errors import OneRoundError
-from oneround.evaluation import Metrics, evaluate
+from oneround.evaluation import Metrics, compare, measure, predict
 from oneround.files import sha256, write_json
 from oneround.model_file import load_model
 from oneround.schema import Count, FormatOne, Name, Sha256, Share, Strict, Text, Time, now
@@ -92,6 +93,20 @@ def _bounds(cells: Sequence[int | None], smallest_cell: int) -> tuple[int, int]:
     return known + hidden, known + hidden * (smallest_cell - 1)
 
 
+class ReportedDifference(Strict):
+    """The global model minus the site's own, on the same images.
+
+    Attributes:
+        accuracy: difference of the accuracies.
+        balanced_accuracy: difference of the balanced accuracies.
+        intervals: 95 % paired bootstrap intervals of both, by metric.
+    """
+
+    accuracy: float = Field(ge=-1, le=1)
+    balanced_accuracy: float = Field(ge=-1, le=1)
+    intervals: dict[Text, tuple[float, float]] = Field(max_length=2)
+
+
 class SiteEvaluation(Strict):
     """The content of the file that a site sends back.
 
@@ -109,6 +124,9 @@ class SiteEvaluation(Strict):
         smallest_cell: smallest count that the site reports.
         global_model: metrics of the global model; ``global`` in the file.
         own: metrics of the site's own client model on the same images, if it was given.
+        difference: the global model minus that model; ``None``: not compared, or the two differ
+            in more than none and fewer than ``smallest_cell`` images, which the width of an
+            interval would tell.
     """
 
     format: FormatOne = 1
@@ -124,6 +142,7 @@ class SiteEvaluation(Strict):
     smallest_cell: int = Field(ge=1, le=1000)
     global_model: ReportedMetrics = Field(alias="global")
     own: ReportedMetrics | None = None
+    difference: ReportedDifference | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -199,7 +218,7 @@ def evaluate_at_site(
         )
     images = data.subset(reported.nonzero().flatten())
 
-    def measured(path: str | os.PathLike[str]) -> ReportedMetrics:
+    def predicted(path: str | os.PathLike[str]) -> Tensor:
         loaded = load_model(path)
         if loaded.task != study.task:
             raise OneRoundError(
@@ -207,7 +226,12 @@ def evaluate_at_site(
                 file=path,
                 remedy="Give the global model of this study, and the site's own submission to it.",
             )
-        return _reported(evaluate(loaded.network, images, study.image, fabric=fabric), least)
+        return predict(loaded.network, images, study.image, fabric=fabric)
+
+    def measured(predictions: Tensor) -> ReportedMetrics:
+        patients = images.patients
+        metrics = measure(predictions, images.labels, images.classes, patients=patients)
+        return _reported(metrics, least)
 
     if own is not None and (other := read_submission(own).manifest.site) != site:
         raise OneRoundError(
@@ -215,6 +239,8 @@ def evaluate_at_site(
             file=own,
             remedy=f"Give the submission of {site}, or leave out --own.",
         )
+    predictions = predicted(model)
+    of_own = None if own is None else predicted(own)
     names = study.classes
     return SiteEvaluation.model_validate(
         {
@@ -228,8 +254,11 @@ def evaluate_at_site(
             "class_counts": {names[c]: int(counts[c]) for c in enough},
             "left_out": [names[c] for c in range(len(names)) if 0 < counts[c] < least],
             "smallest_cell": least,
-            "global": measured(model).model_dump(),
-            "own": None if own is None else measured(own).model_dump(),
+            "global": measured(predictions).model_dump(),
+            "own": None if of_own is None else measured(of_own).model_dump(),
+            "difference": None
+            if of_own is None
+            else _difference(predictions, of_own, images, least),
         }
     )
 
@@ -268,6 +297,14 @@ def _reported(metrics: Metrics, least: int) -> ReportedMetrics:
     return ReportedMetrics(
         **shares, recall=recall, intervals=metrics.intervals, confusion=confusion
     )
+
+
+def _difference(
+    predictions: Tensor, of_own: Tensor, images: ImageSet, least: int
+) -> dict[str, object] | None:
+    """The paired difference, unless 1 to below ``least`` images decide it."""
+    found = compare(predictions, of_own, images.labels, patients=images.patients)
+    return None if 0 < found.differing < least else found.model_dump(exclude={"differing"})
 
 
 def _weights_sha256(model: str | os.PathLike[str]) -> str:

@@ -93,7 +93,7 @@ def make_submission(
     client = train_client(
         study, site, splits.train, splits.val, architecture=architecture, stage=stage
     )
-    manifest = client.write(file, study)
+    manifest = client.write(file, study, skipped=splits.unreadable)
     with suppress(OSError):  # the folder may be one that was there, with other files
         (work / CHECKPOINT).unlink(missing_ok=True)
         work.rmdir()

@@ -49,7 +49,7 @@ class TrainedClient(Client):
     held_out: int = field(default=0, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
-    def write(self, path: str | os.PathLike[str], study: Study) -> Manifest:
+    def write(self, path: str | os.PathLike[str], study: Study, *, skipped: int = 0) -> Manifest:
         """Write the submission; see :func:`oneround.submission.write_submission`."""
         return write_submission(
             path,
@@ -60,6 +60,7 @@ class TrainedClient(Client):
             images=self.images,
             class_counts=self.class_counts,
             training=self.training,
+            skipped=skipped,
         )
 
 
