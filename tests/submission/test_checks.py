@@ -176,12 +176,11 @@ def test_noised_counts_have_a_bound(submit: Submit, study: Study) -> None:
 
 def test_skipped_images(submit: Submit, study: Study) -> None:
     assert b"skipped" not in submit().read_bytes()  # so that version 0.1 reads it
-    path = submit(skipped=6)
-    assert read_submission(path).manifest.skipped == 6
-    assert codes(path, study) == []
-    [problem] = check_submission(submit(skipped=7), study)
-    assert (problem.code, problem.fatal) == ("many-skipped", False)
-    assert "7 of 127 images" in problem.what
+    path = submit(skipped=7)
+    assert read_submission(path).manifest.skipped == 7
+    [problem] = check_submission(path, study)
+    assert (problem.code, problem.fatal) == ("images-skipped", False)
+    assert "could not read 7 image(s), and trained on 120" in problem.what
 
 
 def test_most_images_of_the_study(submit: Submit, study: Study) -> None:

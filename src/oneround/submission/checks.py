@@ -24,9 +24,6 @@ K = TypeVar("K")
 FEW_IMAGES = 50
 """Number of training images below which a check warns."""
 
-MANY_SKIPPED = 0.05
-"""Share of images that a site could not read above which a check warns."""
-
 _SAME_STUDY = "Send the study file to the site again and let it train with that one."
 
 
@@ -77,11 +74,11 @@ def check_manifest(manifest: Manifest) -> Iterable[Problem]:
             "Look at its validation metrics before you trust it.",
             fatal=False,
         )
-    found = manifest.images + manifest.skipped
-    if manifest.skipped > MANY_SKIPPED * found:
+    if manifest.skipped:
         yield Problem(
-            "many-skipped",
-            f"{manifest.site} could not read {manifest.skipped} of {found} images",
+            "images-skipped",
+            f"{manifest.site} could not read {manifest.skipped} image(s), and trained on "
+            f"{manifest.images}",
             "If the unreadable ones are of one scanner or class, the client model lacks them.",
             "Ask the site which files `oneround train` named, and whether they can be converted.",
             fatal=False,
