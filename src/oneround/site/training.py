@@ -108,7 +108,8 @@ def train_client(
             f"the study does not allow {architecture}.",
             remedy=f"Use one of {', '.join(map(str, study.architectures))}.",
         )
-    train, held_out = _splits(study, site, train, val, stage)
+    train, held_out = _splits(study, train, val, stage)
+    _refuse_other_sites(site, train, held_out)
     val = held_out if len(held_out) else train
     network = model or _initial(study, architecture)
     models.require_fit(network, study.image, len(study.classes))
@@ -307,11 +308,11 @@ def _validate(model: nn.Module, study: Study, val: ImageSet, stage: Stage) -> di
 
 
 def _splits(
-    study: Study, site: str, train: Images, val: Images | None, stage: Stage
+    study: Study, train: Images, val: Images | None, stage: Stage
 ) -> tuple[ImageSet, ImageSet]:
     """Checked training and validation images; the latter are none if none can be held out."""
-    train = _of_site(as_image_set(train, study.classes), site)
-    val = None if val is None else _of_site(as_image_set(val, study.classes), site)
+    train = as_image_set(train, study.classes)
+    val = None if val is None else as_image_set(val, study.classes)
     if len(train) == 0:
         raise OneRoundError(
             "there is no training image.", remedy="Give this site at least one image of any class."
@@ -328,15 +329,18 @@ def _splits(
     return train.subset(kept), train.subset(held_out)
 
 
-def _of_site(images: ImageSet, site: str) -> ImageSet:
-    """The images, of which none may be of another site."""
-    others = sorted({name for name in images.sites or () if comparable(name) != comparable(site)})
-    if others:
+def _refuse_other_sites(site: str, *parts: ImageSet) -> None:
+    """Refuse images that their source says are of another site.
+
+    Raises:
+        OneRoundError: there are some.
+    """
+    names = {name for part in parts for name in part.sites or ()}
+    if others := sorted(name for name in names if comparable(name) != comparable(site)):
         raise OneRoundError(
             f"there are images of other sites than {site}: {', '.join(others)}.",
             remedy=f"Give those of {site} alone, as `read_splits(path, site={site!r})` does.",
         )
-    return images
 
 
 def _fingerprint(*parts: ImageSet) -> str:
