@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 from pydantic import BaseModel
 
 import oneround
-from oneround import methods, models
-from oneround.cli import app, main
+from oneround import cli, methods, models
+from oneround.cli import main
 from oneround.coordinator.results import Results
 from oneround.methods import Method
 from oneround.models import registry
@@ -45,7 +44,7 @@ from tests.pages import (
     tables,
 )
 
-COMMANDS: Any = typer.main.get_command(app)
+COMMANDS = {name: cli.command_of(name) for name in (*cli.COMMANDS, *cli.HIDDEN)}
 
 
 # Links
@@ -110,7 +109,9 @@ def commands() -> Iterator[tuple[Path, list[str]]]:
 
 def find(words: list[str]) -> tuple[Any, list[str]]:
     """The command that ``words`` call, and its arguments."""
-    command = COMMANDS
+    name, *words = words
+    assert name in COMMANDS, f"there is no command {name!r}"
+    command: Any = COMMANDS[name]
     while hasattr(command, "commands"):
         name, *words = words
         assert name in command.commands, f"there is no command {name!r}"

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +103,22 @@ def test_the_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert not {path.as_posix() for path in files} - set(archive.namelist())
+
+
+def test_the_source_distribution_has_what_its_tests_read(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "Makefile"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("CONTRIBUTING.md", "constraints.txt", "mkdocs.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    made_here = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("src", "tests", "docs", "examples"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=made_here)
+    files = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    code = "from setuptools.build_meta import build_sdist; build_sdist('made')"
+    (tmp_path / "made").mkdir()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    (made,) = (tmp_path / "made").glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        inside = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
+    assert Path("tests/conftest.py") in files
+    assert not files - inside

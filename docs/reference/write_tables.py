@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import typer.main
 from pydantic import BaseModel
 
 from oneround import methods
-from oneround.cli import app
+from oneround.cli import COMMANDS, command_of
 
 FOLDER = Path(__file__).parent
 
@@ -122,7 +121,7 @@ def commands() -> str:
 def walk() -> Iterator[tuple[str, Any]]:
     """Every command by its full name, such as ``study init``, but for earlier names; a study comes
     first."""
-    found: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
+    found: dict[str, Any] = {name: command_of(name) for name in COMMANDS}
     shown = {name: command for name, command in found.items() if not command.hidden}
     for name, command in sorted(shown.items(), key=lambda item: item[0] != "study"):
         for below, part in getattr(command, "commands", {"": command}).items():

@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from oneround.study import Study
+from oneround import models
+from oneround.study import ImageSpec, Study, preset
 from tests import tiny
 from tests.cli.conftest import Call, Workplace
 
@@ -108,3 +110,12 @@ def test_keys_in_a_study_of_the_version_before(call: Call, tmp_path: Path) -> No
     study = Study.read(path)
     assert set(study.submission.keys) == {"north"}
     assert study.submission.at_least == 2
+
+
+@pytest.mark.parametrize("side", [8, 9, 63, 64, 1024])
+def test_the_presets_fit_every_image_so_they_are_not_built_to_check_a_study(side: int) -> None:
+    image = ImageSpec(height=side, width=8, channels=1)
+    for name in ("quick", "paper"):
+        with torch.device("meta"):
+            network = models.build(preset(name, image)[0], image, 2)
+            models.require_fit(network, image, 2)

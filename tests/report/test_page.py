@@ -1,5 +1,8 @@
+import csv
+import io
 import json
 import re
+from urllib.parse import unquote
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -12,7 +15,7 @@ from tests.html_page import Page
 from .made_up_run import CLASSES, FAMILIES, SITES, make_distill_run, make_run
 
 SECTIONS = {
-    "models", "classes", "sites", "bank", "noise", "mixed", "curves", "cost", "origin",
+    "models", "classes", "partition", "bank", "noise", "mixed", "curves", "cost", "origin",
 }  # fmt: skip
 
 
@@ -29,7 +32,8 @@ def test_nothing_comes_from_outside(made):
     _, html = made
     page = Page(html)
     assert page.references
-    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    inside = ("data:image/png;base64,", "data:text/csv;charset=utf-8,", "#")
+    assert all(reference.startswith(inside) for reference in page.references)
     assert not {"script", "link", "iframe", "object"} & page.tags
     assert not re.search(r"url\(|@import|https?://", html)
     assert len(html) < 3_000_000
@@ -51,7 +55,7 @@ def test_every_section_is_there_and_tags_are_balanced(made):
 
 def test_numbers_equal_results(made):
     results, html = made
-    rows = {row[0]: row for row in Page(html).rows if len(row) == 6}
+    rows = {row[0]: row for row in Page(html).rows if len(row) == 7}
     models = results["models"]
     named = {"Global model": models["global"], "Ensemble": models["ensemble"]}
     named |= {"One-shot FedAvg": models["fedavg"]} | {m["site"]: m for m in models["sites"]}
@@ -64,8 +68,59 @@ def test_numbers_equal_results(made):
         ):
             assert cell.startswith(number(metrics[key]))
             assert number(metrics["intervals"][key][1]) in cell
-    assert rows["Global model"][5] == "3.66\u202fMB"
-    assert rows["site-1"][5] == "732\u202fkB"
+    assert rows["Global model"][6] == "3.66\u202fMB"
+    assert rows["site-1"][6] == "732\u202fkB"
+
+
+def test_rates_of_each_class_equal_results_on_the_page_and_in_its_table(made):
+    results, html = made
+    metrics = results["models"]["global"]
+    rates = ("recall", "specificity", "ppv", "npv", "prevalence")
+    shown = {row[0]: row for row in Page(html).rows if len(row) == 6}
+    uri = next(r for r in Page(html).references if "specificity" in r)
+    table = {
+        row["class"]: row for row in csv.DictReader(io.StringIO(unquote(uri.split(",", 1)[1])))
+    }
+    for name in CLASSES:
+        for cell, rate in zip(shown[name][1:], rates, strict=True):
+            low, high = metrics["class_intervals"][rate][name]
+            assert cell.startswith(percent(metrics[rate][name]))
+            assert percent(high) in cell
+            row = table[name]
+            assert float(row[rate]) == metrics[rate][name]
+            assert (float(row[f"{rate}_low"]), float(row[f"{rate}_high"])) == (low, high)
+
+
+def test_the_reliability_diagram_has_a_point_for_each_bin(made):
+    results, html = made
+    bins = results["models"]["global"]["reliability"]
+    assert "Reliability" in Page(html).text
+    assert html.count("<circle") == len(bins)
+
+
+def test_navigation_leads_to_sections(made):
+    page = Page(made[1])
+    anchors = {r.removeprefix("#") for r in page.references if r.startswith("#")}
+    assert anchors == SECTIONS
+    assert {"main", "nav"} <= page.tags
+
+
+def test_the_paired_difference_is_shown_with_its_interval(tmp_path):
+    results = make_run(tmp_path)
+    results["models"]["ensemble"]["difference"] = {
+        "accuracy": 0.012, "intervals": {"accuracy": [-0.011, 0.034]},
+    }  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    rows = {row[0]: row for row in Page(write_report(tmp_path).read_text("utf-8")).rows if row}
+    assert rows["Ensemble"][5] == "+1.2−1.1 to +3.4"
+
+
+def test_each_version_is_listed_once(tmp_path):
+    results = make_run(tmp_path)
+    results["versions"]["oneround"] = results["oneround"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    rows = Page(write_report(tmp_path).read_text("utf-8")).rows
+    assert [row[0] for row in rows].count("oneround") == 1
 
 
 def test_lines_have_the_color_of_their_legend(made):
@@ -102,7 +157,7 @@ def test_everything_that_went_in_is_named(made):
 def test_distill_without_images(tmp_path):
     make_distill_run(tmp_path)
     page = Page(write_report(tmp_path).read_text("utf-8"))
-    assert page.sections == SECTIONS - {"models", "classes", "sites"} | {"evaluation"}
+    assert page.sections == SECTIONS - {"models", "classes", "partition"} | {"evaluation"}
     assert "Evaluation happens at the sites" in page.text
     assert "Balanced accuracy" not in page.text
 

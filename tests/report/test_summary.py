@@ -3,9 +3,8 @@ import pytest
 from oneround.report.summary import Row, rows, verdict
 
 
-def row(name: str, kind: str, accuracy: float, spread: float = 0.01) -> Row:
-    interval = (accuracy - spread, accuracy + spread)
-    metrics = {"accuracy": accuracy, "images": 1000, "intervals": {"accuracy": interval}}
+def row(name: str, kind: str, accuracy: float) -> Row:
+    metrics = {"accuracy": accuracy, "images": 1000}
     return Row(name, kind, metrics, None)
 
 
@@ -20,10 +19,14 @@ def test_better_and_worse_are_both_said():
     )
 
 
-def test_a_difference_inside_the_intervals_is_said():
-    sentence = verdict([row("Global model", "global", 0.81), *SITES]).replace("\u202f", " ")
-    assert "1.0 points above" in sentence
-    assert sentence.endswith("95 % interval overlaps with that of the best site alone, south.")
+def test_the_paired_interval_of_a_difference_is_said():
+    ensemble = row("Ensemble", "ensemble", 0.8)
+    ensemble.metrics["difference"] = {"intervals": {"accuracy": (-0.012, 0.031)}}
+    sentence = verdict([row("Global model", "global", 0.81), ensemble]).replace("\u202f", " ")
+    assert sentence.endswith(
+        "1.0 points above the ensemble (80.0 %; 95 % interval of the difference −1.2 to +3.1 "
+        "points)."
+    )
 
 
 def test_equal_models_are_level():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich import box
@@ -19,12 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from oneround import signing
-from oneround.coordinator.results import Models
-from oneround.data import Splits
-from oneround.evaluation import Metrics
 from oneround.report import units
 from oneround.runs.callbacks import Callback
 from oneround.runs.device import Device
+
+if TYPE_CHECKING:
+    from oneround.coordinator.results import Models
+    from oneround.data import Splits
+    from oneround.evaluation import Metrics
 
 out = Console()
 err = Console(stderr=True)

@@ -168,7 +168,7 @@ def _show_report(found: SiteEvaluation, files: list[Path], as_json: bool) -> Non
     out.print(table)
     if found.difference:
         for key in ("accuracy", "balanced_accuracy"):
-            ends = units.interval(found.difference.intervals[key], units.points)
+            ends = " to ".join(map(units.points, found.difference.intervals[key]))
             value = units.points(getattr(found.difference, key))
             say(f"  difference     {key.replace('_', ' ')} {value} points, 95 % {ends}")
     if found.left_out:

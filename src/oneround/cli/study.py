@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tomlkit
-import torch
 import typer
 
-from oneround import models
 from oneround import signing as key_pairs
 from oneround.cli.console import (
     Architectures,
@@ -24,11 +22,13 @@ from oneround.cli.console import (
     print_json,
     say,
 )
-from oneround.data import describe
 from oneround.errors import OneRoundError
 from oneround.files import write_atomic
 from oneround.schema import merged, parse_assignment
 from oneround.study import ArchitectureSpec, ImageSpec, Study, preset
+
+if TYPE_CHECKING:
+    from oneround.data import DataDescription
 
 Keys = Annotated[
     list[str] | None,
@@ -100,7 +100,7 @@ def init(
             file=path,
             remedy="Choose another name, or add --force.",
         )
-    found = describe(data, download=download) if data else None
+    found = _described(data, download) if data else None
     if found is None and not classes:
         raise OneRoundError(
             "neither --data nor --classes was given.", remedy="Give one of the two."
@@ -213,9 +213,26 @@ def _keys(pairs: list[str] | None, encrypt_to: Path | None) -> dict[str, Any]:
     return {"keys": keys} | recipient
 
 
+def _described(data: str, download: bool) -> DataDescription:
+    from oneround.data import describe  # needs torch
+
+    return describe(data, download=download)
+
+
 def _build_all(study: Study) -> None:
-    """Refuse a network that cannot be built or cannot take the images; nothing is allocated."""
-    for architecture in study.architectures:
+    """Refuse a network that cannot be built or cannot take the images; nothing is allocated.
+
+    Those of the presets fit every image, so a study with them alone needs no torch.
+    """
+    known = [preset(name, study.image)[0] for name in ("quick", "paper")]
+    unknown = [one for one in study.architectures if one not in known]
+    if not unknown:
+        return
+    import torch
+
+    from oneround import models
+
+    for architecture in unknown:
         with torch.device("meta"):
             network = models.build(architecture, study.image, len(study.classes))
             models.require_fit(network, study.image, len(study.classes))

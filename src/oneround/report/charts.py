@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Points = Sequence[tuple[float, float]]
@@ -67,6 +67,17 @@ def line_chart(
         height=height,
         frame=(left, top, right, bottom),
     )
+
+
+def reliability_chart(bins: Sequence[Mapping[str, Any]]) -> Chart:
+    """Share of hits against mean confidence of each bin; both axes are from 0 to 1."""
+    chart = line_chart("", {"": [(0, 0), (1, 1)]}, x_label="mean confidence", height=320)
+    left, top, right, bottom = chart.frame
+    x_at, _ = axis([0, 1], left, right, tight=True)
+    y_at, _ = axis([0, 1], bottom, top)
+    points = [(bin["confidence"], bin["accuracy"]) for bin in bins]
+    title = "Reliability: share of hits against confidence; the dashed line is perfect calibration"
+    return replace(chart, title=title, lines=[("share of hits", line_path(points, x_at, y_at))])
 
 
 def phase_charts(phase: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Chart]:

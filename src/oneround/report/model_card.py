@@ -25,6 +25,8 @@ def write_model_card(run: Path) -> Path:
     results, ledger, config = Results.read(run), Ledger.read(run), model_config(run)
     height, width = config.image.height, config.image.width
     networks = ", ".join(dict.fromkeys(map(str, config.architectures)))
+    evaluated = kept_evaluations(run)
+    measured = bool(evaluated) or results.models.global_model is not None
     lines = [
         f"# Global model of the study {config.study}",
         "",
@@ -61,12 +63,12 @@ def write_model_card(run: Path) -> Path:
         "",
         "## How good it is",
         "",
-        *_metrics(results, kept_evaluations(run)),
+        *_metrics(results, evaluated),
         "",
         "## What to watch",
         "",
-        "- The coordinator had no images to test it on: evaluate it on your own images before any "
-        "other use (`oneround evaluate`).",
+        ("- " if measured else "- It has not been tested on any image. ")
+        + "Evaluate it on your own images before any other use (`oneround evaluate`).",
         "- It was trained for the kinds of images that the sites had. It may be less accurate for "
         "other scanners, stains and patients, and nothing in its output says so.",
         "- The weights may reveal something about the images that client models were trained on: "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oneround.coordinator.evaluations import Pooled
-from oneround.report.units import SPACE, percent
+from oneround.report.units import SPACE, percent, points
 
 _COMBINED = {
     "global": "Global model",
@@ -74,9 +74,6 @@ def verdict(models: Sequence[Row], pooled: Pooled | None = None) -> str:
     )
     if others:
         sentence += ": " + _list([_comparison(first, other) for other in others])
-    level = [_object(other) for other in others if _overlap(first, other)]
-    if level:
-        sentence += f". Its 95{SPACE}% interval overlaps with that of {_list(level)}"
     return sentence + "."
 
 
@@ -86,15 +83,16 @@ def _comparison(model: Row, other: Row) -> str:
     words = f"{size} points {'above' if difference > 0 else 'below'}"
     if size == "0.0":
         words = "level with"
-    return f"{words} {_object(other)} ({percent(other.metrics['accuracy'])})"
+    value = percent(other.metrics["accuracy"])
+    return f"{words} {_object(other)} ({value}{_difference_interval(other)})"
 
 
-def _overlap(model: Row, other: Row) -> bool:
-    intervals = [row.metrics.get("intervals", {}).get("accuracy") for row in (model, other)]
-    if None in intervals:
-        return False
-    (low, high), (other_low, other_high) = intervals
-    return bool(low <= other_high and other_low <= high)
+def _difference_interval(other: Row) -> str:
+    """The paired interval of the global model minus ``other``, if the run has it."""
+    ends = ((other.metrics.get("difference") or {}).get("intervals") or {}).get("accuracy")
+    if not ends:
+        return ""
+    return f"; 95{SPACE}% interval of the difference {points(ends[0])} to {points(ends[1])} points"
 
 
 def _subject(row: Row) -> str:

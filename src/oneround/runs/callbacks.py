@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(stage, done, total, note)``, called after every step."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from oneround.errors import OneRoundError
 
 if TYPE_CHECKING:
@@ -43,6 +41,8 @@ def fabric_for(
     from lightning_fabric import Fabric  # takes seconds to import
 
     if threads:
+        import torch
+
         torch.set_num_threads(threads)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # under torchrun
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
