@@ -111,6 +111,7 @@ def test_copy_is_named() -> None:
     found, suspects = checked(sites(model=copied))
     assert len(found) == 5
     assert suspects.keys() == {"site-0", "site-1"}
+    assert [c.doubted for c in found.values()] == [True, True, False, False, False]
 
 
 def test_agreement_is_that_of_the_correlation_matrix() -> None:

@@ -47,6 +47,7 @@ AGREEMENT = 0.4  #: smallest agreement, relative to the median of the others
 DOUBT = 0.6  #: agreement, relative to that median, below which a site is no start of a student
 LEAST_AGREEMENT = 0.1  #: median agreement of the others below which nobody is judged
 SPREAD = (1 / 8, 6.0)  #: smallest and largest spread of the outputs, relative to that median
+TWINS = 0.9  #: mean correlation from which two sites are no witnesses for each other
 COPY = 0.25  #: distance of two models' weights below which one is a copy, relative to the median
 MOST_IMAGES = 10  #: most images that count, relative to the median of the other sites
 LEAST_LOSS = 0.02  #: smallest credible loss, relative to its class mix and to the other sites
@@ -76,7 +77,10 @@ def cross_check(
         clients[k] = replace(clients[k], doubted=ratio < DOUBT and clients[k].site not in keep)
     out = {suspect.site for suspect in found if not suspect.used}
     clients = [client for client in clients if client.site not in out]
-    found += _copies(clients)
+    copies = list(_copies(clients))
+    alike = {suspect.site for suspect in copies if suspect.site not in keep}
+    clients = [replace(c, doubted=True) if c.site in alike else c for c in clients]
+    found += copies
     found += [suspect for k in range(len(clients)) for suspect in _claims(k, clients)]
     return [_bounded(k, clients) for k in range(len(clients))], found
 
@@ -153,7 +157,8 @@ def _agreement(
             match = _correlation(outputs[j][:, shared], outputs[k][:, shared])
             same, classes = match.trace().item(), len(shared)
             other = (match.sum().item() - same) / (classes * (classes - 1))
-            pairs.append((same / classes - other, classes - 1))
+            if classes == 2 or same / classes < TWINS:  # who agrees with a copy agrees with itself
+                pairs.append((same / classes - other, classes - 1))
     if sum(weight for _, weight in pairs) < EVIDENCE:
         return None
     kept = sorted(pairs)[1:] or pairs
