@@ -71,6 +71,9 @@ def test_a_share_of_all_or_none_has_the_interval_of_wilson():
         wilson = binomtest(hits, cases).proportion_ci(method="wilson")
         expected = pytest.approx((wilson.low, wilson.high), abs=1e-6)
         assert metrics.class_intervals[rate][name] == expected
+    ends = zip(*metrics.class_intervals["recall"].values(), strict=True)
+    expected = tuple(sum(end) / 2 for end in ends)  # 12 of 12 and 0 of 8: no resample differs
+    assert metrics.intervals["balanced_accuracy"] == pytest.approx(expected, abs=1e-6)
     assert metrics.ppv["b"] is None
     assert "b" not in metrics.class_intervals["ppv"]
 

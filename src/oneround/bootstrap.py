@@ -125,7 +125,8 @@ def intervals_of(sums: Tensor, resamples: int, seed: int) -> dict[str, Tensor]:
     for name, (_, cases) in _numbers(sums).items():
         found[name] = _with_width(found[name], values[name], (cases > 0).sum(dim=0))
     found["accuracy"] = _with_width(found["accuracy"], values["accuracy"], torch.tensor(len(sums)))
-    if values["balanced_accuracy"] in (0, 1):
+    recall = values["recall"]
+    if ((recall == 0) | (recall == 1) | recall.isnan()).all():  # and so in every resample
         found["balanced_accuracy"] = found["recall"].nanmean(dim=0)
     return found
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from oneround import methods
 from oneround.coordinator.aggregate import aggregate
 from oneround.coordinator.history import Ledger
 from oneround.coordinator.results import Results
 from oneround.errors import OneRoundError
+from oneround.evaluation import measure
 from oneround.report import write_model_card
 from oneround.submission import Submission
 from tests import tiny
@@ -21,6 +23,25 @@ def test_card_of_a_run(tmp_path: Path, submissions: list[Submission]) -> None:
     for part in (*tiny.CLASSES, "Not a medical device", Ledger.read(tmp_path).entries[0].model,
                  *(s.sha256 for s in submissions), "Not measured at the coordinator"):  # fmt: skip
         assert part in text
+
+
+def test_card_says_nothing_that_its_numbers_contradict(
+    tmp_path: Path, submissions: list[Submission]
+) -> None:
+    options = methods.get().resolve("quick", tiny.HEADFIT)
+    aggregate(tiny.STUDY, submissions, out=tmp_path, options=options)
+    untested = write_model_card(tmp_path).read_text("utf-8")
+    assert "It has not been tested on any image" in untested
+    assert "and from synthesized images" in untested
+    results = Results.read(tmp_path)
+    metrics = measure(torch.eye(3), torch.arange(3), tiny.CLASSES, resamples=10)
+    models = results.models.model_copy(update={"global_model": metrics})
+    cost = {name: cost for name, cost in results.cost.items() if name != "synthesis"}
+    results.model_copy(update={"models": models, "cost": cost}).write(tmp_path)
+    tested = write_model_card(tmp_path).read_text("utf-8")
+    assert "On 3 test images" in tested
+    assert "not been tested" not in tested
+    assert "synthesized" not in tested.split("## History")[0]
 
 
 def test_card_tells_who_came_and_who_left(tmp_path: Path, submissions: list[Submission]) -> None:

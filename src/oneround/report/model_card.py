@@ -26,6 +26,7 @@ def write_model_card(run: Path) -> Path:
     height, width = config.image.height, config.image.width
     networks = ", ".join(dict.fromkeys(map(str, config.architectures)))
     evaluated = kept_evaluations(run)
+    also = "and from synthesized images" if "synthesis" in results.cost else "alone"
     measured = bool(evaluated) or results.models.global_model is not None
     lines = [
         f"# Global model of the study {config.study}",
@@ -41,8 +42,7 @@ def write_model_card(run: Path) -> Path:
         "",
         f"One-shot federated learning with OneRound {results.oneround}, method `{results.method}`, "
         f"from {len(results.submissions)} client models that hospitals trained on their own "
-        "images. No image left a hospital: the global model was made from these models and from "
-        "synthesized images.",
+        f"images. No image left a hospital: the global model was made from these models {also}.",
         "",
         f"- input: {config.image.channels} × {height} × {width}, mean {list(config.image.mean)}, "
         f"std {list(config.image.std)}",
