@@ -32,7 +32,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "seal": "Sign a submission, and encrypt it if the study has a key for that.",
         "submit": "Send a submission to a shared folder, an SFTP, S3 or WebDAV store, or "
         "by HTTPS PUT.",
-        "collect": "Fetch all submissions that are new or have changed; nothing is removed there.",
+        "collect": "Fetch all submissions that are new; nothing is removed there, and several may "
+        "run at once.",
         "status": "Check everything that was submitted: who, when, what is wrong, who is missing.",
         "serve": "Serve a page: who has submitted, submit a file, watch the run, get report and "
         "global model.",

@@ -18,8 +18,9 @@ starts from its client model.
 A number that only the site itself states is bounded: its images count at most ``MOST_IMAGES``
 times the median of the others, and a loss that is below ``LEAST_LOSS`` times what the losses of the
 others suggest is not used. The constants were chosen on client models of seed 0, which is not in
-benchmarks/liars. What this cannot see: a lie about classes that no other site has, a model that was
-made to agree on noise alone, and a majority of liars.
+benchmarks/liars; ``SPREAD`` is so wide that sites that have hardly trained are not named.
+What this cannot see: a lie about classes that no other site has, a model that was made to agree on
+noise alone, and a majority of liars.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ EVIDENCE = 4  #: smallest sum of |S| − 1 over the other sites from which agree
 AGREEMENT = 0.4  #: smallest agreement, relative to the median of the others
 DOUBT = 0.6  #: agreement, relative to that median, below which a site is no start of a student
 LEAST_AGREEMENT = 0.1  #: median agreement of the others below which nobody is judged
-SPREAD = (1 / 8, 6.0)  #: smallest and largest spread of the outputs, relative to that median
+SPREAD = (1 / 100, 30.0)  #: smallest and largest spread of the outputs, relative to that median
 TWINS = 0.9  #: mean correlation from which two sites are no witnesses for each other
 COPY = 0.25  #: distance of two models' weights below which one is a copy, relative to the median
 MOST_IMAGES = 10  #: most images that count, relative to the median of the other sites
