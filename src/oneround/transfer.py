@@ -49,7 +49,7 @@ from oneround.files import (
     sync_folder,
 )
 from oneround.runs.callbacks import Progress, silent
-from oneround.submission import FILE_NAME, LIMIT_BYTES, check_submission
+from oneround.submission import FILE_NAME, LIMIT_BYTES
 
 CHUNK = 1 << 20  # bytes that are read at once
 
@@ -366,6 +366,8 @@ class Carrier:
 def _is_broken(file: Path) -> bool:
     """Whether no study accepts a file, whoever holds the keys; ``False``: that is not known."""
     unknown = ("encrypted", "unreadable", "unknown-architecture")
+    from oneround.submission import check_submission  # which needs torch
+
     return any(p.fatal and p.code not in unknown for p in check_submission(file))
 
 

@@ -64,6 +64,7 @@ LIGHT = {
     "keys show": ["keys", "show", "north.pub"],
     "tokens new": ["tokens", "new", "north", "--inbox", "."],
     "tokens list": ["tokens", "list", "--inbox", "."],
+    "collect": ["collect", ".", "--out", "inbox"],
 }
 SLOW = {"torch", "numpy", "monai", "matplotlib", "lightning_fabric", "torchmetrics", "safetensors"}
 

@@ -7,17 +7,22 @@ it is signed, ``signature.json``: no images, no pickle, no code. :func:`write_su
 :func:`read_submissions` restore client models and refuse files with fatal problems.
 """
 
-from oneround.submission.checks import check_against_study, check_together
-from oneround.submission.container import FILE_NAME
-from oneround.submission.manifest import Manifest, Privacy, Submission, TrainingSummary
-from oneround.submission.read import (
-    LIMIT_BYTES,
-    check_submission,
-    read_submission,
-    read_submissions,
-)
-from oneround.submission.seal import encrypted_path, seal_submission
-from oneround.submission.write import write_submission
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oneround.submission.checks import check_against_study, check_together
+    from oneround.submission.container import FILE_NAME, LIMIT_BYTES
+    from oneround.submission.manifest import Manifest, Privacy, Submission, TrainingSummary
+    from oneround.submission.read import (
+        check_submission,
+        read_submission,
+        read_submissions,
+    )
+    from oneround.submission.seal import encrypted_path, seal_submission
+    from oneround.submission.write import write_submission
 
 __all__ = [
     "FILE_NAME",
@@ -35,3 +40,20 @@ __all__ = [
     "seal_submission",
     "write_submission",
 ]
+
+_WHERE = {
+    "checks": ("check_against_study", "check_together"),
+    "container": ("FILE_NAME", "LIMIT_BYTES"),
+    "manifest": ("Manifest", "Privacy", "Submission", "TrainingSummary"),
+    "read": ("check_submission", "read_submission", "read_submissions"),
+    "seal": ("encrypted_path", "seal_submission"),
+    "write": ("write_submission",),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported when it is first used: a transfer of files needs no torch."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

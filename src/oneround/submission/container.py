@@ -27,6 +27,8 @@ WEIGHTS = "model.safetensors"
 SIGNATURE = "signature.json"
 MEMBERS = (MANIFEST, WEIGHTS, SIGNATURE)
 """Names of the members in the order in which they are in the file; the last one may be missing."""
+LIMIT_BYTES = 1 << 30
+"""Size limit of a submission by default, in bytes: 1 GiB (a ResNet-34 has 85 MB)."""
 JSON_LIMIT = 1 << 20
 """Size limit of the manifest and of the header of the weights, in bytes."""
 SIGNATURE_LIMIT = 1 << 16

@@ -20,6 +20,7 @@ from oneround.files import sha256
 from oneround.study import Study
 from oneround.submission import checks, weights
 from oneround.submission.container import (
+    LIMIT_BYTES,
     MANIFEST,
     SIGNATURE,
     WEIGHTS,
@@ -31,9 +32,6 @@ from oneround.submission.container import (
 )
 from oneround.submission.manifest import Manifest, Submission
 from oneround.submission.probes import check_outputs
-
-LIMIT_BYTES = 1 << 30
-"""Size limit of a submission by default, in bytes: 1 GiB (a ResNet-34 has 85 MB)."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
