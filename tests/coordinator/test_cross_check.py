@@ -95,6 +95,7 @@ def test_claims_are_bounded() -> None:
     client = found["site-0"]
     assert client.images == 10 * 300
     assert client.class_counts == (3000, 0, 0)
+    assert client.doubted, "no student starts from its client model"
     assert "count as 3000" in suspects["site-0"]
     found, suspects = checked(sites(loss=1e-300))
     assert found["site-0"].loss is None

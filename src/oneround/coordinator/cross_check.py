@@ -211,12 +211,13 @@ def _claims(k: int, clients: Sequence[Client]) -> Iterator[Suspect]:
 
 
 def _bounded(k: int, clients: Sequence[Client]) -> Client:
-    """The client with numbers that the others make credible."""
+    """The client with numbers that the others make credible; one that claimed far more images is no
+    start of a student."""
     client, most = clients[k], _most_images(k, clients)
     if client.images > most:
         counts = client.class_counts
         scaled = counts and tuple(round(n * most / client.images) for n in counts)
-        client = replace(client, images=most, class_counts=scaled)
+        client = replace(client, images=most, class_counts=scaled, doubted=not client.start)
     return client if _credible(k, clients) else replace(client, loss=None)
 
 
