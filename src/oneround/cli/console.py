@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from oneround.coordinator.results import Models
     from oneround.data import Splits
     from oneround.evaluation import Metrics
+    from oneround.study import Task
 
 out = Console()
 err = Console(stderr=True)
@@ -119,6 +120,24 @@ def say(text: str, style: str | None = None, console: Console = out) -> None:
 def print_json(content: object) -> None:
     """Print JSON, and nothing else, on standard output."""
     typer.echo(json.dumps(content, indent=1, allow_nan=False))
+
+
+def read_with_progress(data: str, task: Task, **arguments: Any) -> Splits:
+    """The images of a data set, with progress, and a word on those that were skipped.
+
+    Args:
+        data: What ``--data`` names.
+        task: Image and classes to read them as.
+        arguments: More of :func:`oneround.data.read_splits`.
+    """
+    from oneround.data import read_splits  # needs torch
+
+    with ProgressBars() as bars:
+        splits = read_splits(
+            data, image=task.image, classes=task.classes, on_progress=bars.on_progress, **arguments
+        )
+    warn_skipped(splits)
+    return splits
 
 
 def warn_skipped(splits: Splits) -> None:

@@ -17,16 +17,14 @@ from oneround.cli.console import (
     DeviceName,
     Download,
     MaxSkipped,
-    ProgressBars,
     Threads,
     out,
     passphrase_of,
     plain_table,
     print_json,
+    read_with_progress,
     say,
-    warn_skipped,
 )
-from oneround.data import read_splits
 from oneround.errors import OneRoundError
 from oneround.evaluation import Metrics
 from oneround.files import require_folder, write_json
@@ -104,18 +102,9 @@ def evaluate(
     _require_all_or_none(study_file, site, file, own, key)
     fabric = fabric_for(device, threads)
     loaded = load_model(model_file)
-    with ProgressBars() as bars:
-        splits = read_splits(
-            data,
-            image=loaded.task.image,
-            classes=loaded.task.classes,
-            site=site,
-            max_skipped=max_skipped,
-            download=download,
-            cache=cache,
-            on_progress=bars.on_progress,
-        )
-    warn_skipped(splits)
+    splits = read_with_progress(
+        data, loaded.task, site=site, max_skipped=max_skipped, download=download, cache=cache
+    )
     name, images = chosen_split(splits, split, data)
     if study_file and site and file:
         study = Study.read(study_file)

@@ -20,10 +20,9 @@ from oneround.cli.console import (
     StudyFile,
     Threads,
     print_json,
+    read_with_progress,
     say,
-    warn_skipped,
 )
-from oneround.data import read_splits
 from oneround.errors import OneRoundError
 from oneround.runs.device import fabric_for
 from oneround.site.make_submission import make_submission
@@ -58,18 +57,9 @@ def train(
     """
     study = Study.read(study_file, signed_by=signed_by)
     study.require_site(site, study_file)
-    with ProgressBars() as bars:
-        splits = read_splits(
-            data,
-            image=study.image,
-            classes=study.classes,
-            site=site,
-            max_skipped=max_skipped,
-            download=download,
-            cache=cache,
-            on_progress=bars.on_progress,
-        )
-    warn_skipped(splits)
+    splits = read_with_progress(
+        data, study.task, site=site, max_skipped=max_skipped, download=download, cache=cache
+    )
     if not len(splits.train):
         raise OneRoundError(
             "there is no training image.", file=data, remedy="Give images in the train split."

@@ -74,11 +74,11 @@ class Cache:
         self._pixels, self._index = folder / "pixels", folder / "index.jsonl"
         self._shape, self._dtype = shape, dtype
         self._size = int(np.prod(shape)) * dtype.itemsize
-        self._entries = list(_read_index(self._index))
-        self._by_file = {entry.file: entry for entry in self._entries}
-        self._by_content = {entry.sha256: entry for entry in self._entries}
+        entries = list(_read_index(self._index))
+        self._by_file = {entry.file: entry for entry in entries}
+        self._by_content = {entry.sha256: entry for entry in entries}
         self._unwritten: list[Entry] = []
-        self._count = max((e.row + e.frames for e in self._entries), default=0)
+        self._count = max((e.row + e.frames for e in entries), default=0)
         self._pixels.touch(mode=0o600)
         if self._pixels.stat().st_size < self._count * self._size:
             raise OneRoundError(
