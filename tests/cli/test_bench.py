@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import tomlkit
 
 from oneround import methods
 from oneround.cli import main
-from oneround.research.benchmark import cells, statistics
+from oneround.research.benchmark import cells
 from tests.tiny import KANG2025, splits, write_npz
 
 CONTENT = {
@@ -100,16 +99,3 @@ def test_the_smoke_benchmark_runs(tmp_path: Path) -> None:
     assert len(limited) == 7
     assert all(0.9 < flops / 5e9 < 1.1 for flops in limited)
     assert "kang2025" in (tmp_path / "out/report.md").read_text()
-
-
-def test_without_scipy_nothing_is_started(
-    file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    statistics._scipy_stats.cache_clear()
-    assert main(["bench", str(file), "--out", str(tmp_path / "out")]) == 1
-    assert "pip install" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

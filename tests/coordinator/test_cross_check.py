@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from oneround.coordinator import agreement
 from oneround.coordinator import cross_check as module
 from oneround.coordinator.cross_check import cross_check
 from oneround.models.ensemble import Client, Ensemble
@@ -64,9 +64,10 @@ def test_honest_sites_are_used_as_they_are() -> None:
         (lambda fc: fc.weight.data.neg_(), "contradicts"),
         (lambda fc: fc.weight.data.mul_(100), "times as much"),
         (lambda fc: fc.weight.data.mul_(1e-3), "times as much"),
+        (lambda fc: fc.weight.data.mul_(10), "weights of its last layer"),
         (lambda fc: fc.bias.data.fill_(float("inf")), "NaN or infinite"),
     ],
-    ids=["permuted", "flipped", "scaled", "constant", "infinite"],
+    ids=["permuted", "flipped", "scaled", "constant", "ten times", "infinite"],
 )
 def test_liar_is_named_and_left_out(change: Callable[[nn.Linear], object], why: str) -> None:
     found, suspects = checked(sites(model=liar(change)))
@@ -93,10 +94,10 @@ def test_two_sites_cannot_outvote_each_other() -> None:
 def test_claims_are_bounded() -> None:
     found, suspects = checked(sites(images=10**12, class_counts=(10**12 - 2, 1, 1), loss=0.0))
     client = found["site-0"]
-    assert client.images == 10 * 300
-    assert client.class_counts == (3000, 0, 0)
+    assert client.images == 300
+    assert client.class_counts == (300, 0, 0)
     assert client.doubted, "no student starts from its client model"
-    assert "count as 3000" in suspects["site-0"]
+    assert "count as 300" in suspects["site-0"]
     found, suspects = checked(sites(loss=1e-300))
     assert found["site-0"].loss is None
     assert "loss of 1.0e-300" in suspects["site-0"]
@@ -115,18 +116,48 @@ def test_copy_is_named() -> None:
     assert [c.doubted for c in found.values()] == [True, True, False, False, False]
 
 
-def test_agreement_is_that_of_the_correlation_matrix() -> None:
-    """Against numpy, for two sites and the classes that both have."""
-    one, two = (torch.randn(50, 3, generator=tiny.seeded(k)) for k in range(2))
-    clients = sites(2)
-    a, b = (z.numpy() - z.numpy().mean(1, keepdims=True) for z in (one, two))
-    match = np.corrcoef(a.T, b.T)[:3, 3:] * 49 / 50  # the standard deviation divides by N − 1
-    expected = np.diag(match).mean() - match[~np.eye(3, dtype=bool)].mean()
-    found = module._agreement(0, clients, [one, two], [0, 1])
-    assert found is None  # two classes beyond the first are too little evidence
-    three = [*clients, replace(clients[1], site="x")]
-    found = module._agreement(0, three, [one, two, two], [0, 1, 2])
-    assert found == pytest.approx(expected, abs=1e-6)
+def test_numbers_of_a_trusted_site_count() -> None:
+    found, suspects = checked(sites(images=10**5, class_counts=(10**5, 0, 0)), keep=["site-0"])
+    assert found["site-0"].images == 10**5
+    assert suspects == {}
+
+
+def test_claim_beyond_belief_is_no_witness(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+    found = agreement.agreements
+    monkeypatch.setattr(module, "agreements", lambda *a: heard.append(a[3]) or found(*a))
+    checked(sites(images=10**12, class_counts=(10**12, 0, 0)))
+    assert heard
+    assert all(believed == {1, 2, 3, 4} for believed in heard)
+
+
+class Mixed(nn.Module):
+    """Answers noise as often with each class as the site has images of it, or not."""
+
+    def __init__(self, seed: int, answers: Sequence[float]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 6)
+        self.fc.weight.data = torch.randn(6, 3, generator=tiny.seeded(seed))
+        self.fc.bias.data = torch.tensor(answers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_class_counts_that_the_model_contradicts(honest: bool) -> None:
+    """No two sites share a class that they could agree on."""
+    task = replace(tiny.TASK, classes=tuple("abcdef"))
+    clients = []
+    for k in range(3):
+        counts = torch.zeros(6, dtype=torch.int64)
+        counts[2 * k : 2 * k + 2] = 2000
+        answers = (counts + 1.0).log() if honest or k else -(counts + 1.0).log()
+        model = Mixed(k, answers.tolist())
+        clients.append(Client(f"site-{k}", model, tiny.RESNET, 4000, tuple(counts.tolist())))
+    suspects = cross_check(Ensemble(clients, task), Run(None, {}))[1]
+    assert [s.site for s in suspects] == ([] if honest else ["site-0"])
+    assert honest or "does not fit its class counts" in suspects[0].why
 
 
 def test_cost_is_none_of_the_method() -> None:

@@ -12,7 +12,6 @@ from oneround.cli.console import ProgressBars, err, say
 from oneround.research.benchmark.grid import Bench
 from oneround.research.benchmark.page import write_page
 from oneround.research.benchmark.runner import run_bench
-from oneround.research.benchmark.statistics import require_scipy
 
 
 def bench(
@@ -44,7 +43,6 @@ def bench(
 
     Example: `oneround bench benchmarks/cpu.toml --data data --out benchmarks/cpu --workers 2`
     """
-    require_scipy()
     content = Bench.read(file)
     finished, failed = 1, dict[str, str]()
     if not page_only:

@@ -1,11 +1,9 @@
 import itertools
-import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from oneround.errors import OneRoundError
 from oneround.research.benchmark import statistics
 from oneround.research.benchmark.statistics import (
     Setting,
@@ -124,14 +122,6 @@ def test_settings_differ_in_sites_and_architecture():
     cells = [cell(), cell(sites=5), cell(architecture="cnn"), cell(entry="x", seed=1)]
     assert len(settings(cells)) == 3
     assert entries(cells) == ["kang2025", "x"]
-
-
-def test_without_scipy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    statistics._scipy_stats.cache_clear()
-    with pytest.raises(OneRoundError, match=r"oneround\[bench\]"):
-        ranks(grid(x="a: 0.5"))
-    statistics._scipy_stats.cache_clear()
 
 
 def test_only_cells_on_the_same_client_models_are_compared():

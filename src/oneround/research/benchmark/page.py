@@ -52,7 +52,7 @@ def write_page(folder: Path, title: str) -> Path:
         The path of the HTML page.
 
     Raises:
-        OneRoundError: no cell is finished, a table is damaged, or SciPy is not installed.
+        OneRoundError: no cell is finished, or a table is damaged.
     """
     rows, curves = read_cells(folder), read_curves(folder)
     if not rows:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from oneround.errors import OneRoundError
 from oneround.research.benchmark.cells import Cell
 
 Measure = Literal[
@@ -134,11 +133,7 @@ def overall(cells: Sequence[Cell], measure: Measure) -> Overall:
 
 
 def paired(cells: Iterable[Cell], entry: str, other: str, measure: Measure) -> Difference | None:
-    """``entry`` minus ``other`` over all pairs in which both have a value; ``None`` without a pair.
-
-    Raises:
-        OneRoundError: SciPy is not installed.
-    """
+    """``entry`` minus ``other`` over all pairs that have both values; ``None`` without a pair."""
     values = _values(cells, measure)
     differences = [
         value - values[setting, other, seed]
@@ -161,15 +156,12 @@ def ranks(cells: Sequence[Cell]) -> dict[Setting, dict[str, float]]:
     """Rank of each entry by mean balanced accuracy, in each setting in which all have a cell.
 
     1 is the best; ties share the mean of their ranks.
-
-    Raises:
-        OneRoundError: SciPy is not installed.
     """
     names = entries(cells)
     result = {}
     for setting, row in by_setting(cells, "balanced_accuracy").items():
         if len(row) == len(names):
-            places = _scipy_stats().rankdata([-row[name].mean for name in names])
+            places = stats.rankdata([-row[name].mean for name in names])
             result[setting] = dict(zip(names, map(float, places), strict=True))
     return result
 
@@ -215,27 +207,5 @@ def _seed_means(values: Mapping[_Key, float], entry: str, places: list[Setting])
 def _interval(whole: Spread) -> tuple[float, float] | None:
     if whole.deviation is None:
         return None
-    reach = _scipy_stats().t.ppf(0.975, whole.count - 1) * whole.deviation / whole.count**0.5
+    reach = stats.t.ppf(0.975, whole.count - 1) * whole.deviation / whole.count**0.5
     return float(whole.mean - reach), float(whole.mean + reach)
-
-
-def require_scipy() -> None:
-    """Check, before any cell runs, that the page can be written.
-
-    Raises:
-        OneRoundError: SciPy is not installed.
-    """
-    _scipy_stats()
-
-
-@cache
-def _scipy_stats() -> Any:
-    """``scipy.stats``, which is an extra, since only the pages of benchmarks need it."""
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise OneRoundError(
-            "the statistics of a benchmark need SciPy.",
-            remedy="Install it with `pip install 'oneround[bench]'`.",
-        ) from error
-    return stats
