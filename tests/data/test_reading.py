@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oneround.data import describe, loading, read_splits
+from oneround.data import describe, loading, read_splits, store
 from oneround.data import images as reader
 from oneround.data.images import Original, read_image
 from oneround.errors import OneRoundError
@@ -235,7 +235,7 @@ def test_nearly_black_images_of_a_site_are_told(tmp_path, originals):
 
 
 def test_images_that_do_not_fit_into_memory(folder, monkeypatch):
-    monkeypatch.setattr(loading, "free_memory", lambda: 2000)
+    monkeypatch.setattr(store, "free_memory", lambda: 2000)
     with pytest.raises(OneRoundError, match="GB of memory are free") as caught:
         read_splits(folder, image=IMAGE)
     assert "--cache" in caught.value.remedy

@@ -27,7 +27,7 @@ from oneround.errors import OneRoundError
 from oneround.files import sha256
 from oneround.study import ImageSpec
 
-VERSION = 1
+VERSION = 2
 """Of the readers and of this format: another one starts a new cache."""
 
 SECONDS_BETWEEN_WRITES = 5.0
@@ -49,22 +49,38 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a file says beside its images.
+
+    Attributes:
+        patient: Hash of the identifier of its patient, if it names one.
+        notices: What the site should know about it, in sentences that are equal for equal things.
+        top: Brightest value as share of the full scale, of pictures with more than 8 bits.
+    """
+
+    patient: str | None = None
+    notices: tuple[str, ...] = ()
+    top: float | None = None
+
+
+@dataclass(frozen=True)
 class Entry(Key):
     """What is known of one file, a line of the index.
 
     Attributes:
         row: Position of its first image.
         frames: Number of its images.
-        patient: Hash of the identifier of its patient, if it names one.
-        notices: What the site should know about it.
-        top: Brightest value as share of the full scale, of pictures with more than 8 bits.
+        facts: What it says beside them.
     """
 
     row: int
     frames: int
-    patient: str | None = None
-    notices: tuple[str, ...] = ()
-    top: float | None = None
+    facts: Facts
+
+    @property
+    def rows(self) -> range:
+        """Positions of its images."""
+        return range(self.row, self.row + self.frames)
 
 
 class Cache:
@@ -78,7 +94,7 @@ class Cache:
         self._by_file = {entry.file: entry for entry in entries}
         self._by_content = {entry.sha256: entry for entry in entries}
         self._unwritten: list[Entry] = []
-        self._count = max((e.row + e.frames for e in entries), default=0)
+        self._count = max((entry.rows.stop for entry in entries), default=0)
         self._pixels.touch(mode=0o600)
         if self._pixels.stat().st_size < self._count * self._size:
             raise OneRoundError(
@@ -108,19 +124,12 @@ class Cache:
             known = replace(known, file=key.file, stat=key.stat)
         return known
 
-    def keep(
-        self,
-        key: Key,
-        parts: Iterable[torch.Tensor],
-        patient: str | None = None,
-        notices: tuple[str, ...] = (),
-        top: float | None = None,
-    ) -> Entry:
+    def keep(self, key: Key, parts: Iterable[torch.Tensor], facts: Facts) -> Entry:
         """Keep the images of a file, (F, C, H, W) each part, and remember it."""
         row = self._count
         for part in parts:
             self._append(part)
-        entry = Entry(key.file, key.stat, key.sha256, row, self._count - row, patient, notices, top)
+        entry = Entry(key.file, key.stat, key.sha256, row, self._count - row, facts)
         self.add(entry)
         return entry
 
@@ -200,8 +209,9 @@ def _read_index(path: Path) -> Iterator[Entry]:
     try:
         for line in whole.splitlines():
             values = json.loads(line)
-            values |= {"stat": tuple(values["stat"]), "notices": tuple(values["notices"])}
-            yield Entry(**values)
+            facts = values["facts"]
+            facts = Facts(facts["patient"], tuple(facts["notices"]), facts["top"])
+            yield Entry(**values | {"stat": tuple(values["stat"]), "facts": facts})
     except (ValueError, TypeError, KeyError) as error:
         raise OneRoundError(
             f"the cache is damaged: its index cannot be read ({error}).",

@@ -16,15 +16,9 @@ from pathlib import Path
 import torch
 
 from oneround.data import cache as caches
-from oneround.data.cache import Cache, Entry, Key
+from oneround.data.cache import Cache, Entry, Facts, Key
 from oneround.data.images import fit, read_file
-from oneround.data.store import (
-    MOST_OF_MEMORY,
-    DiskPixels,
-    MemoryStore,
-    free_memory,
-    not_enough,
-)
+from oneround.data.store import DiskPixels, MemoryStore, require_memory
 from oneround.errors import OneRoundError
 from oneround.runs.callbacks import Progress, silent
 from oneround.study import ImageSpec
@@ -40,15 +34,11 @@ class Loaded:
 
     Attributes:
         rows: Positions of its images.
-        patient: Hash of the identifier of its patient, if it names one.
-        notices: What the site should know about it, in sentences that are equal for equal things.
-        top: Brightest value as share of the full scale, of pictures with more than 8 bits.
+        facts: What it says beside them.
     """
 
     rows: range
-    patient: str | None
-    notices: tuple[str, ...]
-    top: float | None
+    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -82,8 +72,8 @@ def load(
     """
     sample = _look_ahead(paths, image)
     needed = round(len(paths) * sample.frames) * prod(image.shape) * sample.dtype.itemsize
-    if cache is None and needed > MOST_OF_MEMORY * (free := free_memory()):
-        raise not_enough(needed, free)
+    if cache is None:
+        require_memory(needed)
     if sample.seconds < SHORT:
         on_progress = silent
     on_progress("reading", 0, len(paths), f"some {_time(sample.seconds)}, {needed / 1e9:.2g} GB")
@@ -93,35 +83,27 @@ def load(
     with opened as kept:
         for key, found in _all_read(paths, image, kept):
             if isinstance(found, _Read):
-                found = _told_if_rounded(found, sample.dtype)
-                about = found.patient, found.notices, found.top
+                facts = _with_rounding(found, sample.dtype)
                 if kept and key:
-                    files.append(_of(kept.keep(key, [found.images], *about)))
+                    files.append(Loaded(kept.keep(key, [found.images], facts).rows, facts))
                 else:
-                    files.append(Loaded(memory.append(found.images), *about))
+                    files.append(Loaded(memory.append(found.images), facts))
             elif isinstance(found, Entry):
                 assert kept is not None, "it is from the cache"
                 kept.add(found)
-                files.append(_of(found))
+                files.append(Loaded(found.rows, found.facts))
             else:
                 files.append(found)
             on_progress("reading", len(files), len(paths), "")
         return LoadedFiles(files, (kept or memory).pixels())
 
 
-def _of(entry: Entry) -> Loaded:
-    rows = range(entry.row, entry.row + entry.frames)
-    return Loaded(rows, entry.patient, entry.notices, entry.top)
-
-
 @dataclass(frozen=True)
 class _Read:
-    """Images of one file, fitted, and what there is to know of it."""
+    """Images of one file, fitted, and what it says beside them."""
 
     images: torch.Tensor
-    patient: str | None
-    notices: tuple[str, ...]
-    top: float | None
+    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -135,12 +117,13 @@ class _Sample:
 
 def _look_ahead(paths: Sequence[Path], image: ImageSpec) -> _Sample:
     start, found = time.monotonic(), []
-    for path in paths[:: -(-len(paths) // SAMPLE) or 1]:
+    sampled = paths[:: -(-len(paths) // SAMPLE) or 1]
+    for path in sampled:
         result = _read(path, image)
         if isinstance(result, _Read):
             found.append(result.images)
     deep = any(images.dtype != torch.uint8 for images in found)
-    seconds = (time.monotonic() - start) / SAMPLE * len(paths) / THREADS
+    seconds = (time.monotonic() - start) / max(1, len(sampled)) * len(paths) / THREADS
     frames = sum(map(len, found)) / max(1, len(found))
     return _Sample(torch.uint16 if deep else torch.uint8, frames, seconds)
 
@@ -176,14 +159,16 @@ def _read(path: Path, image: ImageSpec) -> _Read | str:
     except OneRoundError as error:
         return f"{path}: {error.reason.rstrip('.')}"
     patient = original.patient and hashlib.sha256(original.patient.encode()).hexdigest()[:32]
-    return _Read(fit(original.frames, image), patient, original.notices, original.top)
+    facts = Facts(patient, original.notices, original.top)
+    return _Read(fit(original.frames, image), facts)
 
 
-def _told_if_rounded(found: _Read, dtype: torch.dtype) -> _Read:
+def _with_rounding(found: _Read, dtype: torch.dtype) -> Facts:
+    """The facts of a file, also that it is stored with fewer bits than it has."""
     if found.images.dtype == torch.uint8 or dtype != torch.uint8:
-        return found
+        return found.facts
     notice = "it has more than 8 bits and is rounded to 8, as most of the images have"
-    return replace(found, notices=(*found.notices, notice))
+    return replace(found.facts, notices=(*found.facts.notices, notice))
 
 
 def _time(seconds: float) -> str:

@@ -26,7 +26,7 @@ from oneround.data import cache as caches
 from oneround.data.image_set import ImageSet, Splits
 from oneround.data.images import fit
 from oneround.data.listing import SPLITS
-from oneround.data.store import MOST_OF_MEMORY, MemoryStore, free_memory, not_enough
+from oneround.data.store import MemoryStore, require_memory
 from oneround.errors import OneRoundError
 from oneround.schema import comparable
 from oneround.study import ImageSpec
@@ -210,8 +210,8 @@ def _image_set(
 ) -> ImageSet:
     """Images of one split, fitted part by part."""
     needed = pixels.shape[0] * math.prod(image.shape)
-    if cache is None and needed > MOST_OF_MEMORY * (free := free_memory()):
-        raise not_enough(needed, free)
+    if cache is None:
+        require_memory(needed)
     fitted = (fit(part, image) for part in pixels.parts())
     if cache is None:
         memory = MemoryStore(pixels.shape[0], image.shape, torch.uint8)
@@ -220,9 +220,9 @@ def _image_set(
         return ImageSet(memory.pixels(), labels, names)
     with caches.opened(cache, image, torch.uint8) as kept:
         key = kept.key(pixels.path, pixels.name)
-        entry = kept.find(key) or kept.keep(key, fitted)
+        entry = kept.find(key) or kept.keep(key, fitted, caches.Facts())
         kept.add(entry)
-        rows = torch.arange(entry.row, entry.row + entry.frames)
+        rows = torch.arange(entry.rows.start, entry.rows.stop)
         return ImageSet(kept.pixels(), labels, names, rows=rows)
 
 

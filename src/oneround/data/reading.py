@@ -25,6 +25,7 @@ from oneround.data.listing import (
 )
 from oneround.data.loading import SAMPLE, Loaded, load
 from oneround.data.medmnist import class_names, fetch, is_name, load_arrays, read_medmnist
+from oneround.data.store import DiskPixels
 from oneround.data.validation import on_both_sides
 from oneround.errors import OneRoundError
 from oneround.runs.callbacks import Progress, silent
@@ -213,29 +214,39 @@ def _read_listing(
     patients, about_patients = _patients(read)
     told = [*listing.notices, *_notices(read), *about_patients]
 
-    def image_set(split: str) -> ImageSet:
-        chosen = [i for i, (file, _) in enumerate(read) if file.split == split]
-        files = [(read[i][0], i) for i in chosen for _ in read[i][1].rows]
-        rows = torch.tensor([row for i in chosen for row in read[i][1].rows]).long()
-        sites = tuple(file.site for file, _ in files if file.site is not None)
-        whole = len(rows) > 0 and torch.equal(rows, torch.arange(len(rows)) + rows[0])
-        pixels, in_one_piece = loaded.pixels, whole and isinstance(loaded.pixels, torch.Tensor)
-        return ImageSet(
-            pixels[rows[0] : rows[-1] + 1] if in_one_piece else pixels,
-            torch.tensor([listing.classes.index(file.label) for file, _ in files]).long(),
-            listing.classes,
-            sites if sites and len(sites) == len(files) else None,
-            None if patients is None else torch.tensor([patients[i] for _, i in files]).long(),
-            rows=None if in_one_piece else rows,
-        )
-
-    train, val, test = (image_set(split) for split in SPLITS)
+    train, val, test = (
+        _image_set(read, split, listing.classes, patients, loaded.pixels) for split in SPLITS
+    )
     return Splits(
         train,
         val if len(val) else None,
         test if len(test) else None,
         (*skipped, *told),
         len(skipped),
+    )
+
+
+def _image_set(
+    read: Sequence[tuple[ListedFile, Loaded]],
+    split: str,
+    classes: tuple[str, ...],
+    patients: Sequence[int] | None,
+    pixels: torch.Tensor | DiskPixels,
+) -> ImageSet:
+    """The images of one split; ``patients`` has a number for each file."""
+    chosen = [i for i, (file, _) in enumerate(read) if file.split == split]
+    files = [(read[i][0], i) for i in chosen for _ in read[i][1].rows]
+    rows = torch.tensor([row for i in chosen for row in read[i][1].rows]).long()
+    sites = tuple(file.site for file, _ in files if file.site is not None)
+    whole = len(rows) > 0 and torch.equal(rows, torch.arange(len(rows)) + rows[0])
+    in_one_piece = whole and isinstance(pixels, torch.Tensor)
+    return ImageSet(
+        pixels[rows[0] : rows[-1] + 1] if in_one_piece else pixels,
+        torch.tensor([classes.index(file.label) for file, _ in files]).long(),
+        classes,
+        sites if sites and len(sites) == len(files) else None,
+        None if patients is None else torch.tensor([patients[i] for _, i in files]).long(),
+        rows=None if in_one_piece else rows,
     )
 
 
@@ -247,7 +258,7 @@ def _patients(
     Patients are those of the list, or else of the files; a file without one is on its own.
     ``None``: nothing says which images belong together.
     """
-    names = [file.patient or found.patient for file, found in read]
+    names = [file.patient or found.facts.patient for file, found in read]
     named = [name for name in names if name is not None]
     several_frames = any(len(found.rows) > 1 for _, found in read)
     if len(named) > 1 and len(set(named)) == 1 and len(named) == len(read):
@@ -266,12 +277,12 @@ def _notices(read: Sequence[tuple[ListedFile, Loaded]]) -> list[str]:
     first: dict[str, Path] = {}
     count: Counter[str] = Counter()
     for file, found in read:
-        for notice in found.notices:
+        for notice in found.facts.notices:
             first.setdefault(notice, file.path)
             count[notice] += 1
     lines = [f"{n} of {len(read)} images: {what}; the first: {first[what]}"
              for what, n in count.items()]  # fmt: skip
-    tops = [found.top for _, found in read if found.top is not None]
+    tops = [found.facts.top for _, found in read if found.facts.top is not None]
     if tops and max(tops) < DARK:
         lines.append(
             f"the brightest of {len(tops)} images with more than 8 bits has {max(tops):.1%} of "

@@ -105,11 +105,21 @@ def enough_memory() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            raise not_enough(None, None) from error
+            raise _not_enough(None, None) from error
         raise
 
 
-def not_enough(needed: int | None, free: int | None) -> OneRoundError:
+def require_memory(needed: int) -> None:
+    """Check that ``needed`` bytes of images fit into memory, with room for the rest.
+
+    Raises:
+        OneRoundError: they do not.
+    """
+    if needed > MOST_OF_MEMORY * (free := free_memory()):
+        raise _not_enough(needed, free)
+
+
+def _not_enough(needed: int | None, free: int | None) -> OneRoundError:
     """The error for a data set that does not fit into memory."""
     what = "there is not enough memory for its images."
     if needed and free:
