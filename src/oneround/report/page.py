@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from oneround.bootstrap import CLASS_RATES
 from oneround.coordinator.evaluations import kept_evaluations, pool
 from oneround.errors import OneRoundError
 from oneround.files import read_json, write_atomic
 from oneround.report.charts import Chart, line_chart, phase_charts, reliability_chart
 from oneround.report.html import environment
 from oneround.report.pictures import read_gallery
-from oneround.report.summary import Row, rows, verdict
+from oneround.report.summary import rows, verdict
+from oneround.report.tables import tables
 
 
 def write_report(run: Path) -> Path:
@@ -52,7 +49,7 @@ def write_report(run: Path) -> Path:
             study=study,
             models=models,
             verdict=verdict(models, pooled),
-            tables=tables(models, study.get("classes") or []),
+            tables=tables(results, models, sites),
             reliability=_reliability(models[0].metrics) if models else None,
             roc=_roc_chart(models[0].metrics) if models else None,
             curves={name: phase_charts(phase) for name, phase in curves.items() if phase},
@@ -92,44 +89,6 @@ def _roc_chart(metrics: Mapping[str, Any]) -> Chart | None:
 def _reliability(metrics: Mapping[str, Any]) -> Chart | None:
     bins = metrics.get("reliability")
     return reliability_chart(bins) if bins else None
-
-
-def tables(models: Sequence[Row], classes: Sequence[str]) -> dict[str, str]:
-    """Tables of the page as ``data:`` URIs of CSV files: of the models, and of the classes of the
-    first model; a cell that a spreadsheet would take for a formula begins with an apostrophe."""
-    if not models:
-        return {}
-    columns = ("accuracy", "balanced_accuracy", "auroc")
-    head = [end for name in columns for end in (name, f"{name}_low", f"{name}_high")]
-    found: dict[str, list[list[Any]]] = {"models": [["model", *head, "ece", "bytes_sent"]]}
-    for row in models:
-        values = [v for name in columns for v in _with_ends(row.metrics, name)]
-        found["models"].append([row.name, *values, row.metrics.get("ece"), row.bytes_sent])
-    metrics = models[0].metrics
-    if metrics.get("specificity"):
-        head = [end for name in CLASS_RATES for end in (name, f"{name}_low", f"{name}_high")]
-        found["classes"] = [["class", *head]]
-        for name in classes:
-            values = [v for rate in CLASS_RATES for v in _class_ends(metrics, rate, name)]
-            found["classes"].append([name, *values])
-    return {name: _csv_uri(content) for name, content in found.items()}
-
-
-def _with_ends(metrics: Mapping[str, Any], name: str) -> list[Any]:
-    return [metrics.get(name), *((metrics.get("intervals") or {}).get(name) or (None, None))]
-
-
-def _class_ends(metrics: Mapping[str, Any], rate: str, name: str) -> list[Any]:
-    ends = (metrics.get("class_intervals") or {}).get(rate, {}).get(name) or (None, None)
-    return [(metrics.get(rate) or {}).get(name), *ends]
-
-
-def _csv_uri(table: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    for first, *others in table:
-        safe = f"'{first}" if first.startswith(("=", "+", "-", "@")) else first
-        csv.writer(text).writerow([safe, *others])
-    return "data:text/csv;charset=utf-8," + quote(text.getvalue())
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
