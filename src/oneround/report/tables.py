@@ -75,11 +75,9 @@ def _sites(sites: Sequence[SiteEvaluation]) -> list[list[Any]]:
         shared = site.global_model
         apart = shared.accuracy - site.own.accuracy if site.own else None
         ends = site.difference.intervals.get("accuracy") if site.difference else None
-        of_shared, of_own = _of_site(shared), _of_site(site.own)
-        table.append(
-            [site.site, site.split, site.images, *of_shared, shared.auroc, shared.ece]
-            + [*of_own, *_value(apart, ends)]
-        )
+        of_global = [*_of_site(shared), shared.auroc, shared.ece]
+        of_own = [*_of_site(site.own), *_value(apart, ends)]
+        table.append([site.site, site.split, site.images, *of_global, *of_own])
     return table
 
 
