@@ -358,6 +358,14 @@ def test_a_refused_file_is_in_the_row_of_its_site(
     assert rows == {None: "refused", "south": "refused", "north": "missing"}
 
 
+def test_a_site_sees_what_was_found_in_its_own_file(
+    visitor: Visit, files: dict[str, Path], intake: Intake
+) -> None:
+    half(files["south"], intake.inbox.folder)
+    seen = {site: visitor(site).get("/").text for site in (None, "south", "north")}
+    assert ["What to do" in seen[site] for site in (None, "south", "north")] == [True, True, False]
+
+
 def test_a_full_disk_is_said_on_a_page(
     place: Place, stranger: Callable[[], Browser], intake: Intake
 ) -> None:
