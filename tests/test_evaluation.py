@@ -288,3 +288,26 @@ def test_bad_images():
         predict(network(), images(height=9), IMAGE)
     with pytest.raises(OneRoundError, match="no image"):
         evaluate(network(), images(0), IMAGE)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_interval_of_an_auroc_at_its_end_is_that_of_disjoint_pairs(right: bool) -> None:
+    labels = torch.tensor([0] * 30 + [1] * 8)
+    scores = torch.stack([1 - labels, labels], 1).float()
+    found = measure(scores if right else scores.flip(1), labels, ["a", "b"], resamples=20)
+    low, high = wilson_of(8 if right else 0, 8)
+    assert found.auroc == (1 if right else 0)
+    assert found.intervals["auroc"] == pytest.approx((low, high), abs=1e-4)
+
+
+def test_interval_of_an_auroc_at_its_end_counts_patients() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 8)
+    patients = torch.cat([torch.arange(30), torch.arange(30, 34).repeat(2)])
+    scores = torch.stack([1 - labels, labels], 1).float()
+    found = measure(scores, labels, ["a", "b"], patients=patients, resamples=20)
+    assert found.intervals["auroc"] == pytest.approx(wilson_of(4, 4), abs=1e-4)
+
+
+def wilson_of(hits: int, trials: int) -> tuple[float, float]:
+    interval = binomtest(hits, trials).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

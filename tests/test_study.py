@@ -254,3 +254,28 @@ def test_values_that_no_parser_takes(tmp_path: Path, value: str) -> None:
     with pytest.raises(OneRoundError, match=r"training\.epochs") as caught:
         parse_assignment(f"training.epochs={value}")
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ("seed = true\n", "seed"),
+        ('seed = "7"\n', "seed"),
+        ('share_class_counts = "no"\n', "share_class_counts"),
+        ("[training]\nepochs = 2.0\n", "training.epochs"),
+        ('[training]\nlearning_rate = "0.1"\n', "training.learning_rate"),
+        ("[training]\nlearning_rate = true\n", "training.learning_rate"),
+        ("[training]\nlearning_rate = nan\n", "training.learning_rate"),
+        ("[submission]\nat_least = true\n", "submission.at_least"),
+    ],
+)
+def test_numbers_must_be_numbers(tmp_path: Path, table: str, key: str) -> None:
+    text = TEXT if table.startswith("[") else TEXT.replace("seed = 3\n", "")
+    with pytest.raises(OneRoundError, match=key):
+        read(tmp_path, text + table if table.startswith("[") else table + text)
+
+
+def test_a_whole_number_is_a_number(tmp_path: Path) -> None:
+    found = read(tmp_path, f"{TEXT}[training]\nlearning_rate = 1\n").training.learning_rate
+    assert found == 1.0
+    assert isinstance(found, float)

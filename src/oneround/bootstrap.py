@@ -103,6 +103,27 @@ def areas(
     return torch.cat(blocks)
 
 
+def where_all_agree(areas: Tensor, labels: Tensor, ranked: list[int], groups: Tensor) -> Tensor:
+    """95 % interval of the mean of AUROCs, (2,), of which each is 0 or 1, and so in every resample.
+
+    As many pairs of a positive and a negative as there are groups of the rarer kind share no
+    group, so they are independent trials of which of the two ranks higher: Wilson's interval.
+
+    Args:
+        areas: AUROC of each of the ``ranked`` classes, (len(ranked),) in {0, 1}.
+        labels: (N,).
+        ranked: classes with positives and negatives.
+        groups: see :func:`groups_of`.
+    """
+    pairs = torch.tensor(
+        [
+            min(len(set(groups[part].tolist())) for part in (labels == c, labels != c))
+            for c in ranked
+        ]
+    )
+    return _with_width(areas.new_zeros(len(ranked), 2), areas, pairs).mean(dim=0)
+
+
 def percentiles(samples: Tensor) -> Tensor:
     """95 % interval of (resamples, …) without NaN, (…, 2)."""
     return samples.nanquantile(torch.tensor([0.025, 0.975]), dim=0).movedim(0, -1)

@@ -218,18 +218,20 @@ def measure(
     counts = labels.bincount(minlength=len(classes))
     ranked = [c for c in range(len(classes)) if 0 < counts[c] < len(labels)]
     auroc = classification.binary_auroc
-    areas = [auroc(probabilities[:, c], (labels == c).long()) for c in ranked]
+    areas = torch.tensor([auroc(probabilities[:, c], (labels == c).long()) for c in ranked])
     ece = classification.multiclass_calibration_error(probabilities, labels, len(classes), _BINS)
     confusion = classification.multiclass_confusion_matrix(probabilities, labels, len(classes))
     intervals = bootstrap.intervals_of(sums, resamples, seed) if resamples else {}
     if ranked and resamples:
         drawn = bootstrap.areas(probabilities, labels, ranked, groups, resamples, seed)
         intervals["auroc"] = bootstrap.percentiles(drawn)
+        if ((areas == 0) | (areas == 1)).all():
+            intervals["auroc"] = bootstrap.where_all_agree(areas, labels, ranked, groups)
     return Metrics(
         images=len(labels),
         accuracy=float(values["accuracy"]),
         balanced_accuracy=float(values["balanced_accuracy"]),
-        auroc=float(torch.stack(areas).mean()) if areas else None,
+        auroc=float(areas.mean()) if ranked else None,
         ece=float(ece),
         recall=rates["recall"],
         specificity=rates["specificity"],

@@ -7,7 +7,7 @@ import os
 import tomllib
 import unicodedata
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar, get_args
 
 from pydantic import (
@@ -105,14 +105,21 @@ class Strict(BaseModel):
 
 
 def read_strictly(model: type[Model], content: object) -> Model:
-    """``content`` of a JSON file from somebody else as an instance of ``model``.
+    """``content`` of a JSON or TOML file as an instance of ``model``.
 
     Numbers must be numbers: ``"120"``, ``true`` and, for a whole number, ``120.0`` are errors.
+    Times may be those of TOML.
 
     Raises:
         ValidationError: ``content`` breaks a rule.
     """
-    return model.model_validate_json(json.dumps(content), strict=True)
+    return model.model_validate_json(json.dumps(content, default=_time), strict=True)
+
+
+def _time(value: object) -> str:
+    if isinstance(value, date):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no value of JSON")
 
 
 def validated(
@@ -124,7 +131,7 @@ def validated(
         model: class of the content.
         content: values by key.
         file: file that the content comes from, for the error.
-        strictly: whether it is a file from somebody else; see :func:`read_strictly`.
+        strictly: whether numbers must be numbers; see :func:`read_strictly`.
 
     Raises:
         OneRoundError: ``content`` breaks a rule; the message names file, keys and remedy.

@@ -223,9 +223,10 @@ class SubmissionSpec(Strict):
     def _end_of_the_day(cls, value: object) -> object:
         if isinstance(value, date) and not isinstance(value, datetime):
             value = value.isoformat()  # TOML has days of its own
-        if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
-            return f"{value}T23:59:59Z"
-        return value
+        if not isinstance(value, str):
+            return value
+        is_a_day = re.fullmatch(r"\d{4}-\d{2}-\d{2}", value)
+        return datetime.fromisoformat(f"{value}T23:59:59Z" if is_a_day else value)
 
     @field_validator("deadline")
     @classmethod
@@ -268,15 +269,6 @@ class Study(Strict):
     share_class_counts: bool = True
     seed: int = Field(default=0, ge=0, lt=2**31)
     submission: SubmissionSpec = SubmissionSpec()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _earlier_names(cls, content: object) -> object:
-        """Rename tables that had another name in the version before."""
-        if isinstance(content, dict) and "hand_in" in content and "submission" not in content:
-            warn_renamed("the table hand_in of a study", "submission")
-            content = {("submission" if k == "hand_in" else k): v for k, v in content.items()}
-        return content
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -383,7 +375,10 @@ class Study(Strict):
                 file=path,
                 remedy="Correct the line, or write a new study with `oneround study init`.",
             ) from error
-        study = validated(cls, content, path)
+        if "hand_in" in content and "submission" not in content:
+            warn_renamed("the table hand_in of a study", "submission")
+            content["submission"] = content.pop("hand_in")
+        study = validated(cls, content, path, strictly=True)
         if study.submission.encrypt_to:
             from oneround import signing
 

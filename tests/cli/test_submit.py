@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from oneround import transfer
+from oneround.transfer import carrier
 from tests.cli.conftest import Call, Workplace
 
 
@@ -85,7 +85,7 @@ def test_one_bad_file_does_not_stop_the_others(
     shutil.copy(workplace.submissions[0], share / "north.oneround")
     size = (share / "north.oneround").stat().st_size
     (share / "a.oneround").write_bytes(bytes(size + 1))
-    monkeypatch.setattr(transfer, "LIMIT_BYTES", size)
+    monkeypatch.setattr(carrier, "LIMIT_BYTES", size)
     outcome = call("collect", share, "--out", inbox, "--json")
     assert outcome.code == 1
     found = json.loads(outcome.out)

@@ -12,6 +12,7 @@ from oneround.coordinator.results import Results
 from oneround.errors import OneRoundError
 from oneround.evaluation import measure
 from oneround.report import write_model_card
+from oneround.runs.cost import Cost
 from oneround.submission import Submission
 from tests import tiny
 
@@ -42,6 +43,22 @@ def test_card_says_nothing_that_its_numbers_contradict(
     assert "On 3 test images" in tested
     assert "not been tested" not in tested
     assert "synthesized" not in tested.split("## History")[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"), [("centralized", "were pooled"), ("rounds", "in every round")]
+)
+def test_card_of_what_only_a_simulation_can_do(
+    tmp_path: Path, submissions: list[Submission], stage: str, said: str
+) -> None:
+    options = methods.get("fedavg").resolve("quick")
+    aggregate(tiny.STUDY, submissions, out=tmp_path, method="fedavg", options=options)
+    assert "No image left a hospital" in write_model_card(tmp_path).read_text("utf-8")
+    results = Results.read(tmp_path)
+    results.model_copy(update={"cost": results.cost | {stage: Cost()}}).write(tmp_path)
+    text = write_model_card(tmp_path).read_text("utf-8")
+    assert said in text
+    assert "No image left a hospital" not in text
 
 
 def test_card_tells_who_came_and_who_left(tmp_path: Path, submissions: list[Submission]) -> None:

@@ -26,7 +26,6 @@ def write_model_card(run: Path) -> Path:
     height, width = config.image.height, config.image.width
     networks = ", ".join(dict.fromkeys(map(str, config.architectures)))
     evaluated = kept_evaluations(run)
-    also = "and from synthesized images" if "synthesis" in results.cost else "alone"
     measured = bool(evaluated) or results.models.global_model is not None
     lines = [
         f"# Global model of the study {config.study}",
@@ -42,7 +41,7 @@ def write_model_card(run: Path) -> Path:
         "",
         f"One-shot federated learning with OneRound {results.oneround}, method `{results.method}`, "
         f"from {len(results.submissions)} client models that hospitals trained on their own "
-        f"images. No image left a hospital: the global model was made from these models {also}.",
+        f"images. {_made_from(results)}",
         "",
         f"- input: {config.image.channels} × {height} × {width}, mean {list(config.image.mean)}, "
         f"std {list(config.image.std)}",
@@ -79,6 +78,16 @@ def write_model_card(run: Path) -> Path:
     path = run / "model-card.md"
     write_atomic(path, "\n".join(lines).encode())
     return path
+
+
+def _made_from(results: Results) -> str:
+    """What the global model was made from, by the stages of the run."""
+    if "centralized" in results.cost:
+        return "In this simulation the images of all sites were pooled, to compare with."
+    if "rounds" in results.cost:
+        return "In this simulation the sites trained again in every round of FedAvg."
+    also = "and from synthesized images" if "synthesis" in results.cost else "alone"
+    return f"No image left a hospital: the global model was made from these models {also}."
 
 
 def _as_text(note: str) -> str:

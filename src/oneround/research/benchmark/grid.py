@@ -22,7 +22,7 @@ from oneround.files import parse_toml
 from oneround.research import simulation
 from oneround.research.simulation import Partition
 from oneround.runs.stage import derived_seed
-from oneround.schema import Name, Strict
+from oneround.schema import Name, Strict, validated
 from oneround.study import ArchitectureSpec, ImageSpec, Study
 
 
@@ -155,7 +155,7 @@ class Bench(Strict):
             raise OneRoundError(
                 f"not a TOML file: {error}.", file=path, remedy="Correct the line."
             ) from error
-        bench = cls.validate_options(content, str(path))
+        bench = validated(cls, content, path, strictly=True)
         for entry in bench.entries:
             methods.get(entry.method).resolve(entry.preset, entry.set)
         for partition in bench.partitions:

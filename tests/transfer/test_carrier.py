@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from oneround import transfer as carrier_module
 from oneround.errors import OneRoundError
 from oneround.transfer import Carrier
+from oneround.transfer import carrier as carrier_module
 from tests import servers
 
 BUCKETS = itertools.count()

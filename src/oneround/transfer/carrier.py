@@ -1,39 +1,18 @@
-"""Carriers: a folder that sites and coordinator reach, such as a share, an SFTP or S3 store.
-
-Any carrier will do, since carriers are not trusted: a file may be signed and encrypted, and is
-checked by whoever reads it. It gets its final name at the carrier only when it is complete.
-
-====================  ================================  ==========================
-URL                   is                                needs
-====================  ================================  ==========================
-a path, ``file:``     a folder, also a mounted share
-``sftp://``           SFTP, host keys checked           ``oneround[sftp]``
-``s3://``             an S3-compatible store            ``oneround[s3]``
-``webdavs://``        WebDAV over HTTPS                 ``oneround[webdav]``
-``https://``          HTTPS PUT of one file, only sent  ``oneround[https]``
-====================  ================================  ==========================
-
-Secrets stay out of URLs and command lines: ``ONEROUND_TOKEN`` is sent as bearer token,
-``ONEROUND_PASSWORD`` as password of the user in the URL; SFTP takes keys and ``known_hosts`` from
-``~/.ssh``, S3 the variables and files of AWS.
-"""
+"""A folder that sites and coordinator reach: list, send, fetch; see :mod:`oneround.transfer`."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import posixpath
-import re
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-import fsspec
 from fsspec.callbacks import Callback
 
 from oneround.errors import OneRoundError
@@ -50,12 +29,17 @@ from oneround.files import (
 )
 from oneround.runs.callbacks import Progress, silent
 from oneround.submission import FILE_NAME, LIMIT_BYTES
+from oneround.transfer.connections import (
+    FOLDER,
+    WEBDAV,
+    WHOLE_AT_ONCE,
+    connected,
+    http_status,
+    in_our_words,
+    without_secrets,
+)
 
 CHUNK = 1 << 20  # bytes that are read at once
-
-_WHOLE_AT_ONCE = ("s3", "https", "http")  # no half file is ever seen, or nothing can be renamed
-_FOLDER = ("", "file")
-_WEBDAV, _LOCAL = ("webdav", "webdavs", "dav", "davs"), ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -107,7 +91,7 @@ class Carrier:
     def __init__(self, url: str, progress: Progress = silent) -> None:
         try:
             self.scheme = urlsplit(url).scheme if "://" in url or url.startswith("file:") else ""
-            self.shown = _without_secrets(url)
+            self.shown = without_secrets(url)
         except ValueError:  # it may quote a part of a password
             raise OneRoundError(
                 "this is not a URL.",
@@ -115,8 +99,8 @@ class Carrier:
                 "name as %23 and %40, and no password.",
             ) from None
         self._progress = progress
-        with self._as_our_errors("reached"):
-            self._files, self._root = _connected(url, self.scheme)
+        with in_our_words("reached", self.shown, self.scheme):
+            self._files, self._root = connected(url, self.scheme)
 
     def items(self) -> list[Item]:
         """The submissions at the carrier, sorted by name; files of other names are skipped.
@@ -130,7 +114,7 @@ class Carrier:
                 file=self.shown,
                 remedy="Collect from the folder of the server, or by webdavs://, sftp:// or s3://.",
             )
-        with self._as_our_errors("listed"):
+        with in_our_words("listed", self.shown, self.scheme):
             with suppress(AttributeError):
                 self._files.invalidate_cache()
             try:
@@ -162,8 +146,8 @@ class Carrier:
                 remedy="Rename it, such as to SITE.oneround (letters, digits and . _ - ( ) space).",
             )
         digest, size = sha256(file), file.stat().st_size
-        with self._as_our_errors("sent"):
-            if self.scheme not in _WHOLE_AT_ONCE and not self._files.isdir(self._root):
+        with in_our_words("sent", self.shown, self.scheme):
+            if self.scheme not in WHOLE_AT_ONCE and not self._files.isdir(self._root):
                 raise FileNotFoundError
             self._remove_abandoned(file.name)
             there = self._digest(target, size, "comparing")
@@ -201,14 +185,17 @@ class Carrier:
         """
         target = folder / item.name
         self._require_size(item.size, item.name)
-        with self._as_our_errors("fetched", item.name), hidden_part(target, private=True) as file:
+        with (
+            in_our_words("fetched", self._shown(item.name), self.scheme),
+            hidden_part(target, private=True) as file,
+        ):
             size = 0
             for chunk in self._chunks(self._path(item.name), item.size, "fetching"):
                 size += file.write(chunk)
             if item.size not in (0, size):
                 raise OneRoundError(
                     f"it has {size} bytes instead of {item.size}: it has changed meanwhile.",
-                    file=f"{self.shown.rstrip('/')}/{item.name}",
+                    file=self._shown(item.name),
                     remedy="Run the same command again.",
                 )
             file.flush()
@@ -225,7 +212,7 @@ class Carrier:
 
     def _put_whole(self, file: Path, target: str, digest: str, size: int, *, replace: bool) -> bool:
         """Send under a hidden name of this process alone, then rename; see :meth:`_put`."""
-        if self.scheme in _WHOLE_AT_ONCE:
+        if self.scheme in WHOLE_AT_ONCE:
             return self._put(file, target, digest, size)
         part = self._path(part_name(file.name))
         try:
@@ -242,13 +229,13 @@ class Carrier:
     def _taken(self, name: str) -> OneRoundError:
         return OneRoundError(
             "there is another file of this name.",
-            file=f"{self.shown.rstrip('/')}/{name}",
+            file=self._shown(name),
             remedy="Give --replace if it is yours and older, or rename the file.",
         )
 
     def _remove_abandoned(self, name: str) -> None:
         """Remove what killed processes have left of a file at the carrier, as far as possible."""
-        if self.scheme in _WHOLE_AT_ONCE:
+        if self.scheme in WHOLE_AT_ONCE:
             return
         with suppress(Exception):
             for entry in self._files.ls(self._root, detail=True):
@@ -286,7 +273,7 @@ class Carrier:
         return True
 
     def _rename(self, part: str, target: str, *, replace: bool) -> None:
-        if self.scheme in _FOLDER:
+        if self.scheme in FOLDER:
             with open(part, "rb+") as file:
                 os.fsync(file.fileno())
             try:
@@ -296,7 +283,7 @@ class Carrier:
                     raise self._taken(posixpath.basename(target)) from error
                 os.unlink(part)
             sync_folder(Path(target).parent)
-        elif self.scheme in _WEBDAV:
+        elif self.scheme in WEBDAV:
             self._files.client.move(part, target, overwrite=True)
         else:
             self._files.mv(part, target)
@@ -312,7 +299,7 @@ class Carrier:
         except FileNotFoundError:
             return None
         except Exception as error:
-            if self.scheme in ("https", "http") and _status(error) in (401, 403, 405):
+            if self.scheme in ("https", "http") and http_status(error) in (401, 403, 405):
                 return None
             raise
         return hashed.hexdigest()
@@ -331,36 +318,13 @@ class Carrier:
         if size > LIMIT_BYTES:
             raise OneRoundError(
                 f"the file is larger than {LIMIT_BYTES} bytes.",
-                file=f"{self.shown.rstrip('/')}/{name}",
+                file=self._shown(name),
                 remedy="No submission is so large: find out who put it there.",
             )
 
-    @contextmanager
-    def _as_our_errors(self, what: str, name: str = "") -> Iterator[None]:
-        """Errors of any carrier as :class:`OneRoundError`: they may quote secrets."""
-        place = f"{self.shown.rstrip('/')}/{name}" if name else self.shown
-        try:
-            yield
-        except (OneRoundError, KeyboardInterrupt):
-            raise
-        except ModuleNotFoundError as error:
-            raise OneRoundError(
-                f"this carrier needs the package {error.name!r}.",
-                file=self.shown,
-                remedy=f"pip install 'oneround[{_EXTRAS.get(self.scheme, self.scheme)}]'.",
-            ) from error
-        except FileExistsError as error:
-            raise OneRoundError(
-                "it has changed at the carrier; the file that is here stays, and may be accepted.",
-                file=place,
-                remedy="Ask the site whether the newer file counts; if so, run again with "
-                "--replace.",
-            ) from error
-        except Exception as error:
-            reason = _reason(error)
-            raise OneRoundError(
-                f"cannot be {what}: {reason}.", file=place, remedy=_remedy(error, self.scheme)
-            ) from error
+    def _shown(self, name: str) -> str:
+        """Where a file is, for messages."""
+        return f"{self.shown.rstrip('/')}/{name}"
 
 
 def _is_broken(file: Path) -> bool:
@@ -371,82 +335,6 @@ def _is_broken(file: Path) -> bool:
     return any(p.fatal and p.code not in unknown for p in check_submission(file))
 
 
-def _connected(url: str, scheme: str) -> tuple[Any, str]:
-    """The file system that fsspec has for a URL, and the folder in it."""
-    parts = urlsplit(url)
-    token, password = os.environ.get("ONEROUND_TOKEN"), os.environ.get("ONEROUND_PASSWORD")
-    if parts.password:
-        raise OneRoundError(
-            "a password in a URL can be seen by others.",
-            file=_without_secrets(url),
-            remedy="Put it into the environment variable ONEROUND_PASSWORD.",
-        )
-    if scheme in ("http", "webdav", "dav") and token and parts.hostname not in _LOCAL:
-        raise OneRoundError(
-            "without TLS everybody on the way can read the token.",
-            file=_without_secrets(url),
-            remedy="Use https:// or webdavs://, or unset ONEROUND_TOKEN.",
-        )
-    connect = _CONNECT.get(scheme)
-    if connect is not None:
-        found: tuple[Any, str] = connect(url, token, password)
-        return found
-    files, root = fsspec.url_to_fs(url)
-    return files, root
-
-
-def _local(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
-    path = unquote(urlsplit(url).path) if url.startswith("file:") else url
-    return fsspec.filesystem("file"), os.path.abspath(path)
-
-
-def _sftp(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
-    sshfs, parts = import_module("sshfs"), urlsplit(url)
-    options: dict[str, Any] = {"port": parts.port or 22, "known_hosts": (), "timeout": 60}
-    if parts.username:
-        options["username"] = unquote(parts.username)
-    if password:
-        options["password"] = password
-    files = sshfs.SSHFileSystem(parts.hostname, skip_instance_cache=True, **options)
-    return files, unquote(parts.path).removeprefix("/~/") or "."
-
-
-def _webdav(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
-    webdav, parts = import_module("webdav4.fsspec"), urlsplit(url)
-    scheme = "https" if parts.scheme.endswith("s") else "http"
-    host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    auth = (unquote(parts.username), password or "") if parts.username else None
-    base = f"{scheme}://{host}/{parts.path.strip('/')}"
-    return webdav.WebdavFileSystem(base, auth=auth, headers=headers, timeout=60), ""
-
-
-def _https(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
-    import_module("aiohttp")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    options = {"headers": headers, "trust_env": True}  # the proxy of the hospital
-    return fsspec.filesystem("http", client_kwargs=options, skip_instance_cache=True), url
-
-
-def _s3(url: str, token: str | None, password: str | None) -> tuple[Any, str]:
-    import_module("s3fs")
-    files = fsspec.filesystem("s3", skip_instance_cache=True)
-    return files, url.removeprefix("s3://").rstrip("/")
-
-
-_CONNECT: dict[str, Callable[[str, str | None, str | None], tuple[Any, str]]] = {
-    "": _local,
-    "file": _local,
-    "sftp": _sftp,
-    "ssh": _sftp,
-    "s3": _s3,
-    **dict.fromkeys(_WEBDAV, _webdav),
-    **dict.fromkeys(("http", "https"), _https),
-}
-
-_EXTRAS = {"ssh": "sftp", "http": "https", **dict.fromkeys(_WEBDAV, "webdav")}
-
-
 def _item(entry: dict[str, Any]) -> Item:
     times = (entry.get(key) for key in ("mtime", "modified", "LastModified", "last_modified"))
     time = next((time for time in times if time is not None), None)
@@ -454,40 +342,3 @@ def _item(entry: dict[str, Any]) -> Item:
         time = datetime.fromtimestamp(time, UTC)
     name = posixpath.basename(str(entry["name"]).rstrip("/"))
     return Item(name, int(entry.get("size") or 0), time if isinstance(time, datetime) else None)
-
-
-def _without_secrets(url: str) -> str:
-    """The URL for messages: without password, and without query, which may have a signature."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    user = f"{parts.username}@" if parts.username else ""
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{user}{parts.hostname or ''}{port}{parts.path}"
-
-
-def _reason(error: Exception) -> str:
-    known = {FileNotFoundError: "there is no such folder", PermissionError: "permission denied"}
-    if text := next((text for kind, text in known.items() if isinstance(error, kind)), None):
-        return text
-    if status := _status(error):
-        return f"the server answers {status}"
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return re.sub(r"\?\S+", "?…", text)[:200]
-
-
-def _status(error: Exception) -> int:
-    """The HTTP status in the errors of aiohttp and webdav4; 0: it is none of these."""
-    found = getattr(error, "status", None) or getattr(error, "status_code", None)
-    return found if isinstance(found, int) else 0
-
-
-def _remedy(error: Exception, scheme: str) -> str:
-    text = f"{type(error).__name__} {error}"
-    if "HostKey" in text or "host key" in text.lower():
-        return "Compare the host key with its owner's, then add it to ~/.ssh/known_hosts."
-    if isinstance(error, PermissionError) or _status(error) in (401, 403):
-        return "Check user, key or token (ONEROUND_PASSWORD, ONEROUND_TOKEN) and the permissions."
-    if isinstance(error, FileNotFoundError):
-        return "Check the path; the folder must be there already."
-    return "Check the URL and the network, then run the same command again."
