@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_CLASSES = 4096
+"""Largest number of classes."""
+
+
 class ImageSpec(Strict):
     """Shape and normalization of the images of a study.
 
@@ -261,7 +265,7 @@ class Study(Strict):
 
     format: FormatOne = 1
     name: Name
-    classes: tuple[Text, ...] = Field(min_length=2, max_length=4096)
+    classes: tuple[Text, ...] = Field(min_length=2, max_length=MOST_CLASSES)
     sites: tuple[Name, ...] = ()
     image: ImageSpec = ImageSpec()
     architectures: tuple[ArchitectureSpec, ...] = Field(default=(ArchitectureSpec(),), min_length=1)

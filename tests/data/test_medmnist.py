@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from oneround.data import describe, read_splits
+from oneround.data import describe, medmnist, read_splits
 from oneround.data.medmnist import CLASSES, MD5, URL
 from oneround.errors import OneRoundError
 from oneround.study import ImageSpec
@@ -197,3 +197,12 @@ def test_names_need_download_and_must_be_known():
     for name in ("chestmnist", "bloodmnist_28", "organmnist3d"):
         with pytest.raises(OneRoundError, match="no MedMNIST set"):
             read_splits(name, image=GRAY, download=True)
+
+
+@pytest.mark.parametrize("label", [4096, 10**12, 2**63 + 1])
+def test_a_label_beyond_all_classes_is_refused_at_once(tmp_path, label):
+    labels = np.array([[0], [label]], dtype=np.uint64)
+    path = tmp_path / "mine.npz"
+    np.savez(path, train_images=np.zeros((2, 28, 28), np.uint8), train_labels=labels)
+    with pytest.raises(OneRoundError, match=f"there is a label {label}"):
+        medmnist.load_arrays(path)

@@ -29,7 +29,7 @@ from oneround.data.listing import SPLITS
 from oneround.data.store import MemoryStore, require_memory
 from oneround.errors import OneRoundError
 from oneround.schema import comparable
-from oneround.study import ImageSpec
+from oneround.study import MOST_CLASSES, ImageSpec
 
 Arrays = Mapping[str, tuple["Pixels", torch.Tensor]]
 """Images and labels, (N,) ``int64``, by split."""
@@ -358,6 +358,8 @@ def _labels(labels: npt.NDArray[np.generic]) -> torch.Tensor:
     labels = labels.reshape(-1)
     if labels.dtype.kind not in "ui" or labels.min(initial=0) < 0:
         raise ValueError("there must be one label for each image, counted from 0")
+    if labels.max(initial=0) >= MOST_CLASSES:
+        raise ValueError(f"there is a label {labels.max()}, and at most {MOST_CLASSES} classes")
     return torch.from_numpy(labels.astype(np.int64))
 
 
